@@ -1,0 +1,977 @@
+"""LeWorldModel in one file: a world model learned end to end from pixels with two loss terms, that plans.
+
+LeWorldModel (LeWM): Maes, Le Lidec, Scieur, LeCun, Balestriero, arXiv 2603.19312. A ViT encodes a frame into one vector, a
+causal transformer predicts the next vector from the action, SIGReg keeps the vectors Gaussian so that they cannot
+collapse, and the cross-entropy method plans in that space. No decoder, no reward, no stop-gradient, no moving average.
+
+    python lewm.py --train                                  # data, training, planning, pictures: see README for minutes
+    python lewm.py --train --preset smoke                   # the same in under a minute, to see that everything runs
+    python lewm.py --eval runs/nano/checkpoint.pt           # plan again with a trained model
+
+Map of this file: 1 Config / 2 ViT encoder / 3 Action encoder and predictor / 4 SIGReg / 5 LeWM / 6 Windows of data /
+7 Training / 8 Planning with CEM / 9 Evaluation / 10 Command line. Every section can be copied and used alone.
+
+Letters, each used for one thing only:
+    B windows in a batch        T frames in a window         D width of an embedding      A numbers in an action block
+    S side of a picture (px)    P patches in a picture       W width inside a network     M SIGReg directions
+    N candidate plans           H planned action blocks      K elite plans                E episodes
+`z` is an embedding, `z_hat` a predicted one. An action block is `frame_skip` consecutive actions, z-scored, end to end.
+"DIFFERS:" marks the places where the paper, the authors' code and this file do not all agree.
+"""
+
+import argparse
+import csv
+import dataclasses
+import inspect
+import json
+import math
+import os
+import pickle
+import platform
+import re
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+
+# ==================================================================================================================
+# 1 Config
+# Every number one may want to change, on one screen. The defaults are the paper's; a preset changes some of them. Each
+# field is also a flag of the command line (`--batch_size 64`), and the comment behind it is the flag's help.
+
+@dataclass
+class Config:
+    # pictures and actions
+    image_size: int = 224           # px, side of a picture
+    patch_size: int = 14            # px, side of a patch; must divide image_size
+    action_dim: int = 2             # numbers in one action of the environment
+    frame_skip: int = 5             # env steps from one frame to the next, so an action block has 5 x 2 = 10 numbers
+    # encoder: ViT-Tiny
+    encoder_width: int = 192        # width of the encoder
+    encoder_depth: int = 12         # layers
+    encoder_heads: int = 3          # attention heads; must divide encoder_width
+    embed_dim: int = 192            # D, width of an embedding
+    projector_hidden: int = 2048    # hidden width of the two projectors
+    # predictor
+    predictor_width: int = 192      # width of the predictor
+    predictor_depth: int = 6        # layers
+    predictor_heads: int = 16       # attention heads
+    predictor_head_dim: int = 64    # width of a head; heads x head_dim need not equal the width
+    predictor_mlp: int = 2048       # hidden width of the predictor's MLPs
+    dropout: float = 0.1            # in the predictor; 0 costs 18 points of planning success in the paper
+    history: int = 3                # frames the predictor sees at most
+    frames: int = 4                 # T, frames in a training window; must exceed history
+    # loss
+    sigreg_weight: float = 0.09     # lambda, the one knob. DIFFERS: 0.1 in the paper's text, 0.09 in its released config
+    directions: int = 1024          # M, random directions of SIGReg, fresh at each step
+    knots: int = 17                 # points of its integral over [0, 3]
+    # training
+    batch_size: int = 128           # B, windows in a batch
+    steps: int = 60_000             # optimizer steps. DIFFERS: the paper trains for about 200,000; others find 60,000 no worse
+    lr: float = 5e-5                # peak learning rate of AdamW
+    weight_decay: float = 1e-3      # of AdamW
+    warmup: float = 0.05            # share of the steps in which the learning rate rises; then it falls as a cosine
+    grad_clip: float = 1.0          # largest norm of the gradient
+    train_episodes: int = 20_000    # episodes to record when no data set is given
+    held_out: float = 0.1           # share of the episodes kept for validation. DIFFERS: the authors split windows instead
+    seed: int = 3072                # of everything random in training; below 1000000, where held-out planning pairs begin
+    compile: bool = None            # torch.compile of the training step; on by default on CUDA only
+    checkpoint_minutes: float = 3.0  # between checkpoints
+    # planning
+    horizon: int = 5                # H, action blocks in a plan
+    candidates: int = 300           # N, plans tried in an iteration
+    iterations: int = 30            # of the cross-entropy method
+    elites: int = 30                # K, best plans to which mean and deviation are refitted
+    replan: int = 5                 # blocks executed before planning again
+    budget: int = 50                # env steps allowed
+    goal_distance: int = 25         # env steps from start to goal in the recorded episode
+    episodes: int = 100             # held-out episodes to plan in, one start and goal each
+
+    @property
+    def action_block(self):         # A
+        return self.action_dim * self.frame_skip
+
+    @staticmethod
+    def preset(name, **changes):
+        """A named Config: "paper", "fast", "nano" or "smoke", with further fields changed by keyword."""
+        if name not in PRESETS:
+            raise ValueError(f"preset {name!r} does not exist; there are {', '.join(PRESETS)}")
+        return Config(**{**PRESETS[name], **changes})
+
+    def __post_init__(self):
+        """Refuse impossible values, naming the value and the limit."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            kind = "true or false" if field.type is bool else "a whole number" if field.type is int else "a number"
+            allowed = {bool: (bool, type(None)), int: int, float: (int, float)}[field.type]
+            if not isinstance(value, allowed) or (field.type is not bool and isinstance(value, bool)):
+                raise ValueError(f"{field.name} is {value!r}: it must be {kind}")
+            zero_is_fine = field.name in ("dropout", "sigreg_weight", "weight_decay", "warmup", "held_out", "seed", "checkpoint_minutes")
+            if field.type is not bool and not (math.isfinite(value) and (value >= 0 if zero_is_fine else value > 0)):
+                raise ValueError(f"{field.name} is {value}: it must be {'at least' if zero_is_fine else 'more than'} 0")
+        for fine, message in [
+            (self.image_size % self.patch_size == 0, f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"),
+            (self.encoder_width % self.encoder_heads == 0, f"encoder_width {self.encoder_width} is not a multiple of encoder_heads {self.encoder_heads}"),
+            (self.history < self.frames, f"history {self.history} is too long: a window of frames {self.frames} has {self.frames - 1} before the last"),
+            (self.elites <= self.candidates, f"elites {self.elites} is more than candidates {self.candidates}"),
+            (self.elites >= 2, f"elites {self.elites} is too few: a standard deviation needs 2"),
+            (self.candidates >= 2, f"candidates {self.candidates} is too few: at least 2"),
+            (self.replan <= self.horizon, f"replan {self.replan} is more than horizon {self.horizon}"),
+            (self.batch_size >= 2, f"batch_size {self.batch_size} is too small: batch normalisation needs 2"),
+            (self.knots >= 2, f"knots {self.knots} is too few: the trapezoid rule needs 2"),
+            (self.dropout < 1, f"dropout {self.dropout} is not below 1"),
+            (self.warmup <= 1, f"warmup {self.warmup} is a share of the steps: at most 1"),
+            (self.held_out < 1, f"held_out {self.held_out} is a share of the episodes: below 1"),
+            (self.seed < 1_000_000, f"seed {self.seed} is not below 1000000, where the seeds of held-out episodes begin"),
+        ]:
+            if not fine:
+                raise ValueError(message)
+
+
+PLANNING_FIELDS = ("horizon", "candidates", "iterations", "elites", "replan", "budget", "goal_distance", "episodes",
+                   "checkpoint_minutes")            # these may change after training
+
+PRESETS = {
+    # The paper's sizes: 18.0 M parameters. Hours on one GPU.
+    "paper": dict(),
+    # The same networks on smaller pictures, for minutes on one GPU. The default where there is CUDA.
+    "fast": dict(image_size=112, patch_size=14, lr=2e-4, steps=30_000),
+    # Small networks for a laptop without a GPU. The default elsewhere.
+    "nano": dict(image_size=64, patch_size=8, encoder_width=96, encoder_depth=4, encoder_heads=3, embed_dim=48,
+                 projector_hidden=256, predictor_width=96, predictor_depth=3, predictor_heads=4, predictor_head_dim=32,
+                 predictor_mlp=384, directions=256, batch_size=64, steps=2_000, lr=1e-3, train_episodes=2_000,
+                 candidates=200, iterations=15, elites=20),
+    # Does everything run? Too short to learn to plan.
+    "smoke": dict(image_size=64, patch_size=16, encoder_width=48, encoder_depth=2, encoder_heads=3, embed_dim=32,
+                  projector_hidden=128, predictor_width=48, predictor_depth=2, predictor_heads=2, predictor_head_dim=24,
+                  predictor_mlp=96, directions=128, batch_size=32, steps=150, lr=2e-3, train_episodes=100,
+                  candidates=50, iterations=5, elites=10, episodes=20),
+}
+
+
+# ==================================================================================================================
+# 2 ViT encoder
+# A plain pre-norm Vision Transformer, written out by hand. The embedding of a frame is the CLS token after the last
+# norm: one vector for a whole picture, because planning compares and predicts single vectors.
+
+class Attention(nn.Module):
+    """Multi-head self-attention. x (B,L,W) -> (B,L,W), over L tokens; `causal` hides later tokens from earlier ones."""
+
+    def __init__(self, width, heads, head_dim, qkv_bias=True, dropout=0.0, causal=False):
+        super().__init__()
+        self.heads, self.dropout, self.causal = heads, dropout, causal
+        self.qkv = nn.Linear(width, 3 * heads * head_dim, bias=qkv_bias)
+        self.out = nn.Linear(heads * head_dim, width)
+
+    def forward(self, x):
+        B, L, _ = x.shape
+        q, k, v = self.qkv(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)      # 3 x (B, heads, L, head_dim)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, dropout_p=self.dropout if self.training else 0.0)
+        return self.out(y.transpose(1, 2).flatten(2))                                   # (B, L, W)
+
+
+class Block(nn.Module):
+    """One encoder layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-12)
+        self.attention = Attention(width, heads, width // heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-12)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+    """Frames to vectors. x float (B,3,S,S), normalised -> (B,W). Section 3 of the paper; sizes from its appendix."""
+
+    def __init__(self, image_size=224, patch_size=14, width=192, depth=12, heads=3):
+        super().__init__()
+        self.image_size = image_size
+        self.patches = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+        self.cls = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.position = nn.Parameter(0.02 * torch.randn(1, 1 + (image_size // patch_size) ** 2, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+
+    def forward(self, x):
+        if x.shape[1:] != (3, self.image_size, self.image_size):
+            raise ValueError(f"pictures are {tuple(x.shape[1:])}, this encoder takes (3, {self.image_size}, {self.image_size})")
+        x = self.patches(x).flatten(2).transpose(1, 2)                                  # (B, P, W)
+        x = torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1) + self.position      # (B, 1 + P, W)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x[:, 0])                                                       # (B, W), the CLS token
+
+
+# ==================================================================================================================
+# 3 Action encoder and AdaLN-zero predictor
+# The action enters as in DiT (Peebles and Xie, arXiv 2212.09748): it shifts, scales and gates each branch of each layer.
+# The layers that make these numbers start at zero, so at first every layer is the identity and actions have no effect;
+# the model learns to use them. Attention is causal: the prediction after frame t knows frames and actions up to t.
+
+class ActionEncoder(nn.Module):
+    """Action blocks to vectors. a (B,T,A), z-scored -> (B,T,W)."""
+
+    def __init__(self, action_block=10, width=192):
+        super().__init__()
+        self.mix = nn.Linear(action_block, action_block)        # the authors' Conv1d with kernel 1 is this same map
+        self.mlp = nn.Sequential(nn.Linear(action_block, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+
+    def forward(self, actions):
+        return self.mlp(self.mix(actions))
+
+
+class ConditionalBlock(nn.Module):
+    """One predictor layer: attention and MLP, each shifted, scaled and gated by the action c (B,T,W)."""
+
+    def __init__(self, width, heads, head_dim, mlp, dropout):
+        super().__init__()
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)            # AdaLN brings shift and scale
+        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        # DIFFERS: each branch starts with a second norm, as in the authors' code; the paper does not mention it.
+        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads, head_dim, qkv_bias=False, dropout=dropout, causal=True),
+                                       nn.Dropout(dropout))
+        self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, mlp), nn.GELU(), nn.Dropout(dropout),
+                                 nn.Linear(mlp, width), nn.Dropout(dropout))
+
+    def forward(self, x, c):
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c).chunk(6, dim=-1)      # each (B, T, W)
+        x = x + gate1 * self.attention(self.norm1(x) * (1 + scale1) + shift1)
+        return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2)
+
+
+class Predictor(nn.Module):
+    """The next embedding from the last ones and the actions. z (B,T,D), c (B,T,W) -> (B,T,W), with T <= history."""
+
+    def __init__(self, embed_dim=192, width=192, depth=6, heads=16, head_dim=64, mlp=2048, dropout=0.1, history=3):
+        super().__init__()
+        self.history = history
+        self.widen = nn.Identity() if embed_dim == width else nn.Linear(embed_dim, width)
+        self.position = nn.Parameter(0.02 * torch.randn(1, history, width))
+        self.blocks = nn.ModuleList(ConditionalBlock(width, heads, head_dim, mlp, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        for block in self.blocks:                               # last, so that no other initialisation undoes it
+            nn.init.zeros_(block.modulation[-1].weight)
+            nn.init.zeros_(block.modulation[-1].bias)
+
+    def forward(self, z, c):
+        if z.shape[1] > self.history:
+            raise ValueError(f"the predictor sees at most {self.history} frames, got {z.shape[1]}")
+        x = self.widen(z) + self.position[:, :z.shape[1]]                               # (B, T, W)
+        for block in self.blocks:
+            x = block(x, c)
+        return self.norm(x)
+
+
+# ==================================================================================================================
+# 4 SIGReg
+# The Sketched Isotropic Gaussian Regulariser (LeJEPA, Balestriero and LeCun, arXiv 2511.08544). A cloud of vectors is
+# N(0, I) exactly when its shadow on every line is N(0, 1) (Cramer-Wold), so look at the shadows on random lines and test
+# each by its characteristic function (Epps-Pulley). The floor is not 0 but 1.05, whatever the batch size: the statistic of
+# a perfect Gaussian sample. A collapsed batch scores in proportion to the batch size, so collapse never pays.
+
+class SIGReg(nn.Module):
+    """z (B,T,D) -> scalar: B * integral w(t) |phi_B(t) - exp(-t^2/2)|^2 dt, averaged over M directions and T time steps.
+
+    phi_B is the empirical characteristic function of the B projections at one time step. Time steps are never pooled:
+    frames of one window are not independent samples. With several processes, average cos and sin over all of them first.
+    """
+
+    def __init__(self, directions=1024, knots=17):
+        super().__init__()
+        self.directions = directions
+        t = torch.linspace(0, 3, knots)                                                 # the integrand is even in t:
+        weights = torch.full((knots,), 2 * 3 / (knots - 1))                             # [0, 3], twice, by the
+        weights[[0, -1]] /= 2                                                           # trapezoid rule
+        self.register_buffer("t", t, persistent=False)
+        self.register_buffer("phi", torch.exp(-t ** 2 / 2), persistent=False)           # of N(0, 1)
+        self.register_buffer("weights", weights * self.phi, persistent=False)           # w(t) happens to be phi(t) too
+
+    def forward(self, z, directions=None):
+        """`directions` (D,M), columns of any length, replaces the random ones (for tests)."""
+        if z.ndim != 3:
+            raise ValueError(f"SIGReg takes (windows B, frames T, width D), got {tuple(z.shape)}")
+        with torch.autocast(z.device.type, enabled=False):                              # a test statistic needs float32
+            if directions is None:
+                directions = torch.randn(z.shape[-1], self.directions, device=z.device)
+            x = z.float() @ F.normalize(directions.float(), dim=0)                      # (B, T, M), unit columns
+            xt = x[..., None] * self.t                                                  # (B, T, M, knots)
+            error = (xt.cos().mean(0) - self.phi) ** 2 + xt.sin().mean(0) ** 2          # (T, M, knots)
+            return len(z) * (error @ self.weights).mean()
+
+
+# ==================================================================================================================
+# 5 LeWM
+# Everything put together. `loss` is the paper's pseudo-code: encode, predict, squared error, SIGReg, sum. Gradients flow
+# through both sides of the error; SIGReg alone keeps the embeddings from collapsing.
+
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)                    # of ImageNet
+
+
+def projector(width, hidden, out):
+    """BatchNorm on purpose: a LayerNorm here fixes each vector's length, and SIGReg then cannot reach N(0, I)."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, out))
+
+
+class LeWM(nn.Module):
+    """The world model. cfg: a Config."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.cfg = cfg
+        self.encoder = ViT(cfg.image_size, cfg.patch_size, cfg.encoder_width, cfg.encoder_depth, cfg.encoder_heads)
+        self.projector = projector(cfg.encoder_width, cfg.projector_hidden, cfg.embed_dim)
+        self.action_encoder = ActionEncoder(cfg.action_block, cfg.predictor_width)
+        self.predictor = Predictor(cfg.embed_dim, cfg.predictor_width, cfg.predictor_depth, cfg.predictor_heads,
+                                   cfg.predictor_head_dim, cfg.predictor_mlp, cfg.dropout, cfg.history)
+        self.prediction_projector = projector(cfg.predictor_width, cfg.projector_hidden, cfg.embed_dim)
+        self.sigreg = SIGReg(cfg.directions, cfg.knots)
+        self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("image_std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
+        # mean, std, lowest, highest of the training data's raw actions: needed to plan, so they travel with the weights
+        self.register_buffer("action_stats", torch.tensor([[0.0], [1.0], [-1.0], [1.0]]).repeat(1, cfg.action_dim))
+
+    def encode(self, pixels):
+        """pixels (B,T,3,S,S) -> z (B,T,D). uint8 is scaled and normalised here; float is taken as already normalised."""
+        B, T = pixels.shape[:2]
+        if pixels.dtype == torch.uint8:
+            pixels = (pixels / 255 - self.image_mean) / self.image_std
+        return self.projector(self.encoder(pixels.flatten(0, 1))).view(B, T, -1)        # one batch norm over B * T frames
+
+    def predict(self, z, actions):
+        """z (B,T,D), actions (B,T,A) z-scored, T <= history -> z_hat (B,T,D): z_hat[:, t] predicts z[:, t + 1]."""
+        B, T = z.shape[:2]
+        return self.prediction_projector(self.predictor(z, self.action_encoder(actions)).flatten(0, 1)).view(B, T, -1)
+
+    def loss(self, pixels, actions):
+        """pixels (B,T,3,S,S), actions (B,T-1,A) or more -> (scalar, {"prediction", "sigreg", "std"}). Section 3 of the paper.
+
+        A window longer than history + 1 frames holds several training examples, all of which are used.
+        """
+        z = self.encode(pixels)                                                         # (B, T, D)
+        history = self.cfg.history
+        starts = range(z.shape[1] - history)
+        past = torch.cat([z[:, s:s + history] for s in starts])                         # (examples, history, D)
+        future = torch.cat([z[:, s + 1:s + 1 + history] for s in starts])
+        z_hat = self.predict(past, torch.cat([actions[:, s:s + history] for s in starts]))
+        prediction = (z_hat - future).float().square().mean()                           # no detach on either side
+        sigreg = self.sigreg(z)
+        loss = prediction + self.cfg.sigreg_weight * sigreg
+        return loss, {"prediction": prediction.detach(), "sigreg": sigreg.detach(), "std": z.detach().float().std(0).mean()}
+
+    def rollout(self, z, actions):
+        """Imagine. z (B,T0,D) context frames, actions (B,N,H,A) for N plans each -> (B,N,H,D).
+
+        actions[:, :, t] follows frame t, so the first T0 - 1 blocks lie between the context frames, and the result at t is
+        the predicted frame t + 1, made from the context as long as it lasts and from predictions after that.
+        DIFFERS: the predictor sees the last `history` frames, as in training; a start from one frame grows to that.
+        """
+        B, T0, D = z.shape
+        _, N, H, _ = actions.shape
+        if H < T0:
+            raise ValueError(f"{T0} context frames need at least {T0} action blocks, got {H}")
+        frames = list(z[:, None].expand(B, N, T0, D).flatten(0, 1).unbind(1))           # each (B * N, D)
+        actions = actions.flatten(0, 1)                                                 # (B * N, H, A)
+        predictions = []
+        for t in range(H):
+            first = max(0, t + 1 - self.cfg.history)
+            z_hat = self.predict(torch.stack(frames[first:t + 1], 1), actions[:, first:t + 1])[:, -1]
+            predictions.append(z_hat)
+            if t + 1 >= T0:
+                frames.append(z_hat)
+        return torch.stack(predictions, 1).view(B, N, H, D)
+
+
+# ==================================================================================================================
+# 6 Windows of data
+# A data set is a dictionary of flat arrays, all episodes end to end: "action" (F,a), "ep_len" (E,), "ep_offset" (E,), and
+# "pixels" (F,S,S,3) uint8 or "state" (F,...), which `render(states, size) -> uint8 (N,3,size,size)` turns into pictures on
+# the training device, batch by batch. A window is T frames `frame_skip` steps apart with the action blocks between them.
+
+def check_data(data, cfg):
+    """Refuse arrays that do not fit together, naming what is wrong."""
+    missing = [name for name in ("action", "ep_len", "ep_offset") if name not in data]
+    if missing or ("pixels" not in data and "state" not in data):
+        raise ValueError(f"data lacks {missing or 'pixels or state'}; it has {sorted(data)}")
+    action, length, offset = data["action"], np.asarray(data["ep_len"]), np.asarray(data["ep_offset"])
+    frames = data["pixels"] if "pixels" in data else data["state"]
+    if action.ndim != 2 or action.shape[1] != cfg.action_dim:
+        raise ValueError(f"action has shape {action.shape}; action_dim {cfg.action_dim} wants (frames, {cfg.action_dim})")
+    if length.ndim != 1 or length.shape != offset.shape or length.dtype.kind not in "iu" or offset.dtype.kind not in "iu":
+        raise ValueError(f"ep_len {length.shape} {length.dtype} and ep_offset {offset.shape} {offset.dtype} must be two lists of whole numbers")
+    if len(frames) != len(action) or (len(length) and ((offset < 0).any() or (length < 0).any() or (offset + length).max() > len(action))):
+        raise ValueError(f"episodes reach to frame {int((offset + length).max())}, there are {len(action)} actions and {len(frames)} frames")
+    if "pixels" in data and (frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8):
+        raise ValueError(f"pixels are {frames.shape} {frames.dtype}; they must be (frames, S, S, 3) uint8")
+
+
+def split_episodes(episodes, held_out, seed):
+    """Whole episodes to training or to validation: overlapping windows of one episode must not be on both sides."""
+    order = np.random.default_rng(seed).permutation(episodes)
+    count = min(math.ceil(held_out * episodes), episodes - 1)
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+def window_starts(data, cfg, episodes):
+    """Row numbers of all valid first frames in `episodes`: the window's last frame is still in the same episode. int64 (n,)."""
+    span = cfg.frame_skip * (cfg.frames - 1)
+    length, offset = np.asarray(data["ep_len"]), np.asarray(data["ep_offset"])
+    starts = [np.arange(offset[e], offset[e] + length[e] - span) for e in episodes]
+    return np.concatenate([*starts, np.zeros(0, np.int64)]).astype(np.int64)
+
+
+def action_statistics(action):
+    """action (F,a) -> float32 (4,a): mean, std, lowest, highest. Rows with NaN (episode ends in some files) are left out."""
+    action = np.asarray(action)[~np.isnan(action).any(1)]
+    if not len(action) or not np.isfinite(action).all():
+        raise ValueError("action has no finite rows, or an infinite number in one")
+    stats = np.stack([action.mean(0), action.std(0), action.min(0), action.max(0)])
+    stats[1] = np.where(stats[1] > 1e-6, stats[1], 1.0)                                 # a constant action is left alone
+    return torch.tensor(stats, dtype=torch.float32)
+
+
+def get_batch(data, starts, cfg, action_stats, device, render=None):
+    """starts (B,) -> pixels uint8 (B,T,3,S,S) and z-scored action blocks (B,T-1,A) on `device`."""
+    B, T, skip = len(starts), cfg.frames, cfg.frame_skip
+    frames = starts[:, None] + skip * np.arange(T)                                      # (B, T) row numbers
+    if "pixels" in data:
+        pixels = torch.from_numpy(data["pixels"][frames.reshape(-1)]).to(device).permute(0, 3, 1, 2)
+        if pixels.shape[-2:] != (cfg.image_size, cfg.image_size):
+            pixels = F.interpolate(pixels.float(), size=(cfg.image_size, cfg.image_size), mode="bilinear", antialias=True)
+            pixels = pixels.round().clamp(0, 255).to(torch.uint8)
+    else:
+        states = torch.from_numpy(data["state"][frames.reshape(-1)]).float().to(device)
+        pixels = render(states, cfg.image_size)
+    steps = starts[:, None] + np.arange(skip * (T - 1))                                 # (B, skip * (T - 1))
+    actions = torch.from_numpy(data["action"][steps]).float().to(device)                # (B, skip * (T - 1), a)
+    actions = (actions - action_stats[0].to(device)) / action_stats[1].to(device)
+    return pixels.unflatten(0, (B, T)), actions.view(B, T - 1, cfg.action_block)
+
+
+# ==================================================================================================================
+# 7 Training
+# One flat loop. Everything random comes from generators whose state is in the checkpoint, so a run that is stopped and
+# resumed is the run that was not. The diagnostics say whether the model learns what it should: on held-out windows the
+# prediction must beat copying the last frame, must get worse with shuffled actions, and the embeddings must not collapse.
+
+def learning_rate(step, cfg):
+    """Linear warm-up, then a cosine to zero over the whole run."""
+    warmup = max(1, round(cfg.warmup * cfg.steps))
+    if step < warmup:
+        return cfg.lr * (step + 1) / warmup
+    return cfg.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, cfg.steps - warmup)))
+
+
+def effective_rank(z):
+    """z (n,D) -> exp(entropy of the normalised singular values): D for isotropic vectors, 1 when all lie on a line."""
+    s = torch.linalg.svdvals((z - z.mean(0)).double().cpu())
+    p = s / s.sum().clamp(min=1e-30)
+    return torch.exp(-(p * torch.log(p.clamp(min=1e-30))).sum()).item()
+
+
+def straightness(z):
+    """z (n,T,D) -> mean cosine between consecutive latent velocities, in [-1, 1] (section 5 of the paper)."""
+    velocity = z[:, 1:] - z[:, :-1]
+    return F.cosine_similarity(velocity[:, 1:], velocity[:, :-1], dim=-1).mean().item()
+
+
+@torch.no_grad()
+def diagnose(model, pixels, actions):
+    """Held-out windows -> a dictionary of diagnostics. Leaves the model as it was and draws no random numbers."""
+    was_training = model.training
+    model.eval()
+    z = torch.cat([model.encode(part) for part in pixels.split(64)]).float()            # (n, T, D)
+    N = model.cfg.history
+    z_hat, shuffled = (model.predict(z[:, :N], a[:, :N]).float() for a in (actions, actions.roll(1, 0)))
+    error = (z_hat - z[:, 1:N + 1]).square().mean().item()
+    model.train(was_training)
+    return {"val_prediction": error,
+            "val_copy_last": (z[:, :N] - z[:, 1:N + 1]).square().mean().item(),
+            "val_shuffled_ratio": (shuffled - z[:, 1:N + 1]).square().mean().item() / max(error, 1e-12),
+            "effective_rank": effective_rank(z.flatten(0, 1)),
+            "min_std": z.flatten(0, 1).std(0).min().item(),
+            "straightness": straightness(z)}
+
+
+def pick_device(name=None):
+    """torch.device of that name, or the best there is: CUDA, then Apple's MPS, then the CPU."""
+    name = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from error
+    return torch.device(name)
+
+
+def train(cfg, data, out=None, resume=False, device=None, render=None):
+    """Train on `data` (section 6) and return the LeWM in evaluation mode.
+
+    out: folder for checkpoint.pt, metrics.csv and curves.png (nothing is written without it). resume: go on from its
+    checkpoint if there is one. render: how to draw states where `data` has no pixels (Push-T when not given).
+    """
+    check_data(data, cfg)
+    device = pick_device(device)
+    render = render or ("pixels" not in data and push_t().render)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")                                      # TF32 where bf16 does not apply
+    train_episodes, held_out_episodes = split_episodes(len(data["ep_len"]), cfg.held_out, cfg.seed)
+    starts, held_out_starts = (window_starts(data, cfg, part) for part in (train_episodes, held_out_episodes))
+    if not len(starts):
+        raise ValueError(f"no episode has the {cfg.frame_skip * (cfg.frames - 1) + 1} steps that a window of {cfg.frames} frames needs")
+
+    rows_of = [np.arange(data["ep_offset"][e], data["ep_offset"][e] + data["ep_len"][e]) for e in train_episodes]
+    action_stats = action_statistics(data["action"][np.concatenate(rows_of)])
+
+    torch.manual_seed(cfg.seed)
+    model = LeWM(cfg)
+    model.action_stats.copy_(action_stats)
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=device.type == "cuda")
+    sampler = torch.Generator().manual_seed(cfg.seed)                                   # which windows
+    step, seconds, rows = 0, 0.0, []
+    path = Path(out) / "checkpoint.pt" if out else None
+    if resume and path and path.exists():
+        model, _, state = load_checkpoint(path, device, expect=cfg)
+        model.train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=device.type == "cuda")
+        optimizer.load_state_dict(state["optimizer"])
+        if not torch.equal(model.action_stats.cpu(), action_stats):
+            raise ValueError(f"the run at {path} was trained on other data: resume with the same --data")
+        step, seconds, rows = state["step"], state["seconds"], state["rows"]
+        sampler.set_state(state["random"]["sampler"])
+        torch.set_rng_state(state["random"]["cpu"])
+        if device.type == "cuda" and "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"], device)
+
+    def save():
+        random = {"sampler": sampler.get_state(), "cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
+        save_checkpoint(path, model, optimizer=optimizer.state_dict(), step=step, random=random, seconds=seconds, rows=rows)
+
+    probe_starts = held_out_starts if len(held_out_starts) else starts
+    probe_starts = np.random.default_rng(cfg.seed).permutation(probe_starts)[:256]
+    probe_batch = get_batch(data, np.sort(probe_starts), cfg, model.action_stats, device, render)
+    loss_function = compiled(model.loss, device) if (device.type == "cuda" if cfg.compile is None else cfg.compile) else model.loss
+    amp = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    look_every = max(1, cfg.steps // 40)
+    began = last_save = time.time()
+    began -= seconds
+    bar = tqdm(total=cfg.steps, initial=step, desc="training", unit="step", mininterval=1.0)
+    try:
+        while step < cfg.steps:
+            lr = learning_rate(step, cfg)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            index = torch.randint(len(starts), (cfg.batch_size,), generator=sampler).numpy()
+            pixels, actions = get_batch(data, starts[index], cfg, model.action_stats, device, render)
+            with amp:
+                loss, parts = loss_function(pixels, actions)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            grad_norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip)
+            optimizer.step()
+            step += 1
+
+            # ---- diagnostics and checkpoints only below ----
+            bar.update()
+            if step % 10 == 0 or step == cfg.steps:
+                numbers = {name: value.item() for name, value in parts.items()}
+                if not math.isfinite(loss.item()):
+                    raise FloatingPointError(f"the loss is {loss.item()} at step {step}: try a lower --lr (it is {cfg.lr})")
+                bar.set_postfix({"pred": f"{numbers['prediction']:.4f}", "sigreg": f"{numbers['sigreg']:.2f}", "std": f"{numbers['std']:.2f}"}, refresh=False)
+            if step % look_every == 0 or step == cfg.steps:
+                seconds = time.time() - began
+                row = {"step": step, "loss": loss.item(), **{name: value.item() for name, value in parts.items()},
+                       "grad_norm": grad_norm.item(), "lr": lr, "seconds": round(seconds, 1), **diagnose(model, *probe_batch)}
+                rows.append(row)
+                if out:
+                    write_metrics(Path(out) / "metrics.csv", rows)
+            if path and (time.time() - last_save > 60 * cfg.checkpoint_minutes or step == cfg.steps):
+                seconds = time.time() - began
+                save()
+                last_save = time.time()
+    except KeyboardInterrupt:
+        if path:
+            save()
+            print(f"\nstopped at step {step}; go on with: python lewm.py --train --resume --out {out}", file=sys.stderr)
+        raise
+    finally:
+        bar.close()
+    if out:
+        write_metrics(Path(out) / "metrics.csv", rows)
+        draw_curves(Path(out) / "curves.png", rows, cfg)
+    return model.eval()
+
+
+def compiled(function, device):
+    """torch.compile of the very function that is called, or the function itself where compiling is impossible."""
+    fast = torch.compile(function)
+    def first_call(*args):
+        nonlocal fast
+        try:
+            return fast(*args)
+        except Exception as error:                                                      # no compiler, no Triton, ...
+            if fast is function:
+                raise
+            print(f"torch.compile is not possible here ({type(error).__name__}); going on without", file=sys.stderr)
+            fast = function
+            return fast(*args)
+    return first_call
+
+
+def write_atomically(path, write):
+    """write(temporary path), then rename: whoever reads `path` finds a whole file, also after a kill."""
+    temporary = Path(path).with_name(f".partial.{Path(path).name}")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def write_metrics(path, rows):
+    def write(temporary):
+        with open(temporary, "w", newline="") as file:
+            table = csv.DictWriter(file, fieldnames=list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+    write_atomically(path, write)
+
+
+def draw_curves(path, rows, cfg):
+    """What to look at after training, each with the line that it should stay above or below."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    column = lambda name: [row[name] for row in rows]
+    figure, axes = plt.subplots(2, 4, figsize=(15, 6), layout="constrained")
+    panels = [("prediction error", {"training": "prediction", "held-out": "val_prediction", "copy last frame": "val_copy_last"}, None, True),
+              ("SIGReg", {"training": "sigreg"}, (1.05, "floor: a perfect Gaussian"), True),
+              ("embedding std", {"mean": "std", "smallest dimension": "min_std"}, (1.0, "N(0, I)"), False),
+              ("effective rank", {"held-out": "effective_rank"}, (cfg.embed_dim, "all dimensions"), False),
+              ("error with shuffled actions / with true ones", {"held-out": "val_shuffled_ratio"}, (1.0, "actions ignored"), False),
+              ("temporal straightness (cosine)", {"held-out": "straightness"}, None, False),
+              ("gradient norm before clipping", {"training": "grad_norm"}, (cfg.grad_clip, "clipped above"), True),
+              ("learning rate", {"": "lr"}, None, False)]
+    for axis, (title, lines, mark, logarithmic) in zip(axes.flat, panels):
+        for style, (label, name) in zip(("-", "--", ":"), lines.items()):
+            axis.plot(column("step"), column(name), "k" + style, label=label)
+        if mark:
+            axis.axhline(mark[0], color="tab:orange", label=mark[1])
+        axis.set(title=title, xlabel="step", yscale="log" if logarithmic else "linear")
+        if len(axis.get_legend_handles_labels()[0]) > 1:
+            axis.legend(fontsize=8)
+    write_atomically(path, figure.savefig)
+    plt.close(figure)
+
+
+def save_checkpoint(path, model, **state):
+    """Everything needed to plan with the model (config, weights, action statistics) and, in `state`, to train on."""
+    content = {"format": "lewm", "version": 1, "config": dataclasses.asdict(model.cfg), "model": model.state_dict(), **state}
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def load_checkpoint(path, device="cpu", expect=None):
+    """-> (model in evaluation mode, Config, the checkpoint's dictionary). Executes nothing that is in the file.
+
+    expect: a Config that the file must hold (checkpoint interval and planning may differ). Raises ValueError for files
+    that are damaged or not of this program, FileNotFoundError where there is none.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; make one: python lewm.py --train")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0][:100]}") from error
+    if not isinstance(state, dict) or state.get("format") != "lewm" or state.get("version") != 1:
+        raise ValueError(f"{path} was not written by save_checkpoint of this version")
+    try:
+        cfg = Config(**state["config"])
+        model = LeWM(cfg)
+        model.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state["model"].items()})
+    except (TypeError, KeyError, RuntimeError, AttributeError) as error:
+        raise ValueError(f"{path} does not fit this program: {str(error).splitlines()[0]}") from error
+    if expect is not None:
+        for name, value in dataclasses.asdict(expect).items():
+            if value != getattr(cfg, name) and name not in PLANNING_FIELDS:
+                raise ValueError(f"{name} is {value}, but the run at {path} has {getattr(cfg, name)}: resume with that, or train with another --out")
+    return model.to(device).eval(), cfg, state
+
+
+# ==================================================================================================================
+# 8 Planning with CEM
+# The cross-entropy method: draw plans from a Gaussian, imagine where each ends, keep the best few, refit the Gaussian to
+# them, again. The cost is the squared distance of the last predicted embedding to the goal's. Start and goal are encoded
+# once; only actions change. Each episode draws from its own generator, so company in the batch cannot change its plan.
+
+@torch.no_grad()
+def cem(model, z, z_goal, generators, horizon=5, candidates=300, iterations=30, elites=30, min_std=0.01):
+    """Plan. z (B,D) or (B,1,D) current embeddings, z_goal (B,D) -> z-scored action blocks (B,H,A), within the data's range.
+
+    generators: one CPU torch.Generator per episode. Section 4 of the paper. Raises FloatingPointError for a NaN cost.
+    """
+    B, A, device = len(z), model.cfg.action_block, z.device
+    z, z_goal = z.view(B, 1, -1), z_goal.view(B, 1, -1)
+    mean_action, std_action, low, high = model.action_stats
+    low, high = (((bound - mean_action) / std_action).repeat(model.cfg.frame_skip) for bound in (low, high))     # (A,)
+    mean, std = torch.zeros(B, horizon, A, device=device), torch.ones(B, horizon, A, device=device)
+    # On a CPU one episode at a time: as fast, and the last bits of a matrix product depend on how many rows it has.
+    together = 1 if device.type == "cpu" else 64
+    for _ in range(iterations):
+        noise = torch.stack([torch.randn(candidates, horizon, A, generator=g) for g in generators]).to(device)
+        plans = mean[:, None] + std[:, None] * noise                                    # (B, N, H, A)
+        plans[:, 0] = mean                                                              # the best guess competes too
+        plans = plans.clamp(low, high)
+        ends = torch.cat([model.rollout(z[b:b + together], plans[b:b + together])[:, :, -1] for b in range(0, B, together)])
+        cost = (ends - z_goal).square().sum(-1)                                         # (B, N)
+        if not torch.isfinite(cost).all():
+            raise FloatingPointError("planning cost is not finite: the model or its input holds NaN or infinity")
+        best = cost.topk(elites, dim=1, largest=False).indices                          # (B, K)
+        chosen = plans.gather(1, best[:, :, None, None].expand(-1, -1, horizon, A))     # (B, K, H, A)
+        mean, std = chosen.mean(1), chosen.std(1, correction=0).clamp(min=min_std)
+    return mean
+
+
+# ==================================================================================================================
+# 9 Evaluation
+# Model-predictive control on held-out pairs: start = a state of an episode that training never saw, goal = the picture 25
+# steps later. A rate without its interval and its baselines says little, so they are always reported together.
+
+def push_t():
+    """The world used when a caller brings none. Imported only here, so that this file can be copied without it."""
+    import pusht
+    return pusht
+
+
+def wilson(successes, n):
+    """95 % Wilson score interval of a rate -> (low, high)."""
+    rate, q = successes / n, 1.96
+    middle, half = rate + q * q / (2 * n), q * math.sqrt(rate * (1 - rate) / n + q * q / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + q * q / n)), min(1.0, (middle + half) / (1 + q * q / n))
+
+
+def play(world, starts, goals, budget, act):
+    """Run all episodes side by side until each succeeds or the budget ends. -> list of (L,7) state histories.
+
+    act(which (n,), states (n,7), step) -> raw actions (n,k,2) to execute before being asked again.
+    """
+    environments = [world.PushT() for _ in starts]
+    histories = [[environment.reset(options={"state": start, "goal": goal})[0]] for environment, start, goal in zip(environments, starts, goals)]
+    running, step = list(range(len(starts))), 0
+    while running and step < budget:
+        actions = act(np.array(running), np.stack([histories[e][-1] for e in running]), step)[:, :budget - step]
+        for e, sequence in zip(list(running), actions):
+            for action in sequence:
+                state, _, reached, _, _ = environments[e].step(action)
+                histories[e].append(state)
+                if reached:
+                    running.remove(e)
+                    break
+        step += actions.shape[1]
+    return [np.stack(history) for history in histories]
+
+
+@torch.no_grad()
+def planner(model, cfg, world, goals, seed):
+    """The policy that plans: an `act` for `play`."""
+    device = model.action_stats.device
+    generators = [torch.Generator().manual_seed(1_000_003 * seed + e) for e in range(len(goals))]
+    mean, std = model.action_stats[:2].cpu().numpy()
+
+    def encode(states):                                         # one picture at a time, for the reason given in `cem`
+        pixels = world.render(torch.as_tensor(states, dtype=torch.float32, device=device), cfg.image_size)
+        return torch.cat([model.encode(picture[None, None])[0] for picture in pixels])             # (n, D)
+
+    z_goal, clock = encode(goals), []
+
+    def act(which, states, step):
+        began = time.time()
+        plan = cem(model, encode(states), z_goal[which], [generators[e] for e in which],
+                   cfg.horizon, cfg.candidates, cfg.iterations, cfg.elites)
+        blocks = plan[:, :cfg.replan].cpu().numpy()
+        clock.append((time.time() - began, len(which)))
+        return blocks.reshape(len(which), -1, cfg.action_dim) * std + mean
+
+    return act, clock
+
+
+def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None):
+    """Plan on held-out pairs and play the baselines on the same pairs. -> dictionary of results.
+
+    split: "dev" to choose settings, "test" to report. world: a module with PushT, render, success and held_out_pairs.
+    """
+    world, episodes = world or push_t(), episodes or cfg.episodes
+    model.eval()
+    starts, goals, recorded = world.held_out_pairs(episodes, split, pairs_seed, cfg.goal_distance)
+    act, clock = planner(model, cfg, world, goals, pairs_seed)
+    mean, std, low, high = model.action_stats.cpu().numpy()
+    rngs = [np.random.default_rng([pairs_seed, e]) for e in range(episodes)]
+    padded = np.concatenate([recorded, np.zeros((episodes, max(0, cfg.budget - recorded.shape[1]), 2))], axis=1)
+    policies = {
+        "LeWM + CEM": act,
+        "random actions": lambda which, states, step: np.stack([rngs[e].normal(mean, std, (cfg.budget, 2)).clip(low, high) for e in which]),
+        "doing nothing": lambda which, states, step: np.zeros((len(which), cfg.budget, 2)),
+        "recorded actions": lambda which, states, step: padded[which],
+    }
+    result = {"split": split, "pairs_seed": pairs_seed, "episodes": episodes, "goal_distance": cfg.goal_distance, "budget": cfg.budget, "policies": {}}
+    for name, policy in policies.items():
+        histories = play(world, starts, goals, cfg.budget, policy)
+        last = np.stack([history[-1] for history in histories])
+        won, object_won = (np.array([world.success(history[1:], goal, object_only).any() for history, goal in zip(histories, goals)])
+                           for object_only in (False, True))
+        turn = np.abs((last[:, 4] - goals[:, 4] + np.pi) % (2 * np.pi) - np.pi)
+        result["policies"][name] = {
+            "success": won.mean().item(), "interval": wilson(won.sum().item(), episodes), "object_success": object_won.mean().item(),
+            "agent_distance_px": np.linalg.norm(last[:, :2] - goals[:, :2], axis=1).mean().item(),
+            "block_distance_px": np.linalg.norm(last[:, 2:4] - goals[:, 2:4], axis=1).mean().item(),
+            "angle_error_deg": np.degrees(turn).mean().item()}
+        if name == "LeWM + CEM":
+            result["histories"], result["goals"], result["won"] = histories, goals, won            # for pictures, not for JSON
+    result["seconds_per_plan"] = sum(seconds for seconds, _ in clock) / sum(plans for _, plans in clock)
+    return result
+
+
+def linear_probe(z, y, z_test, y_test, ridge=1e-3):
+    """Closed-form ridge regression from z (n,D) to y (n,k) -> Pearson r on the test rows, per column (k,)."""
+    def with_one(x):
+        return torch.cat([x, torch.ones(len(x), 1)], 1).double()
+    x, y = with_one(z), y.double()
+    weights = torch.linalg.solve(x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=torch.float64), x.T @ y)
+    return np.array([np.corrcoef(a, b)[0, 1] for a, b in zip((with_one(z_test) @ weights).T.numpy(), y_test.T.numpy())])
+
+
+@torch.no_grad()
+def probe_latents(model, cfg, world=None, frames=3000):
+    """Can the state be read off the embedding with a linear map? Pearson r on held-out episodes, ours and an untrained encoder's."""
+    world = world or push_t()
+    data = [world.collect(frames // 50, seed=1_500_000 + part) for part in range(2)]    # dev seeds; fit on one, test on the other
+    states = [torch.from_numpy(part["state"][::2]) for part in data]
+    targets = [torch.stack([s[:, 0], s[:, 1], s[:, 2], s[:, 3], torch.sin(s[:, 4]), torch.cos(s[:, 4])], 1) for s in states]
+    result = {}
+    torch.manual_seed(cfg.seed)
+    for name, network in (("trained", model), ("untrained", LeWM(cfg).to(model.action_stats.device).eval())):
+        z = [torch.cat([network.encode(world.render(part.to(model.action_stats.device), cfg.image_size)[None])[0].cpu()
+                        for part in s.split(256)]) for s in states]
+        r = linear_probe(z[0], targets[0], z[1], targets[1])
+        result[name] = {"agent": r[:2].mean().item(), "block": r[2:4].mean().item(), "angle": r[4:].mean().item()}
+    return result
+
+
+def draw_plans(path, result, world=None, size=160):
+    """A GIF with one success and one failure below each other: start, goal, and what happened."""
+    world = world or push_t()
+    won = result["won"]
+    chosen = [np.flatnonzero(won == outcome)[:1] for outcome in (True, False)]
+    histories, goals = ([result[name][e] for part in chosen for e in part] for name in ("histories", "goals"))
+    white = np.full((size, 4, 3), 255, np.uint8)
+    draw = lambda states: world.render(torch.as_tensor(np.asarray(states), dtype=torch.float32), size).permute(0, 2, 3, 1).numpy()
+    length = max(map(len, histories)) + 8                                               # the last picture stays a while
+    rows = []
+    for history, goal in zip(histories, goals):
+        start, target, moving = draw(history[:1])[0], draw(goal[None])[0], draw(history)
+        rows.append([np.concatenate([start, white, target, white, moving[min(t, len(moving) - 1)]], axis=1) for t in range(length)])
+    frames = [np.concatenate([part for row in rows for part in (row[t], np.full((4, rows[0][0].shape[1], 3), 255, np.uint8))]) for t in range(length)]
+    write_atomically(path, lambda temporary: world.save_gif(temporary, frames))
+
+
+# ==================================================================================================================
+# 10 Command line
+
+def field_help():
+    """{field: its comment in Config}: what the file says and what --help says cannot drift apart."""
+    return dict(re.findall(r"^    (\w+):.*?#\s*(.*)$", inspect.getsource(Config), re.M))
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message):
+        sys.exit(f"lewm.py: {message}; python lewm.py --help lists all flags")
+
+
+def parse_arguments(argv=None):
+    parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120))
+    parser.add_argument("--train", action="store_true", help="record data, train, plan on held-out episodes, draw the pictures")
+    parser.add_argument("--eval", metavar="CKPT", help="plan on held-out episodes with a trained model")
+    parser.add_argument("--preset", choices=PRESETS, help="named settings; default: fast with CUDA, nano without")
+    parser.add_argument("--data", metavar="PATH", help="train on this data set (made by pusht.py, or .npz or folder of the same columns)")
+    parser.add_argument("--out", metavar="DIR", help="where results go; default: runs/PRESET")
+    parser.add_argument("--resume", action="store_true", help="go on from DIR/checkpoint.pt, if there is one")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
+    parser.add_argument("--split", choices=("dev", "test"), default="test", help="held-out pairs to plan on; default: test")
+    parser.add_argument("--pairs-seed", type=int, default=0, help="which held-out pairs; default: 0")
+    fields = parser.add_argument_group("fields of Config (defaults are the preset's)")
+    explanations = field_help()
+    for field in dataclasses.fields(Config):
+        kind = dict(action=argparse.BooleanOptionalAction) if field.type is bool else dict(type=field.type, metavar=field.type.__name__)
+        fields.add_argument(f"--{field.name}", **kind, default=argparse.SUPPRESS, help=explanations.get(field.name))
+    if not (argv if argv is not None else sys.argv[1:]):
+        parser.print_help()
+        sys.exit(0)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    given = vars(parse_arguments(argv))
+    names = [field.name for field in dataclasses.fields(Config)]
+    changes = {name: given[name] for name in names if name in given}
+    world, device = push_t(), pick_device(given["device"])
+    if bool(given["train"]) == bool(given["eval"]):
+        raise ValueError("say either --train or --eval CKPT")
+
+    preset = given["preset"] or ("fast" if device.type == "cuda" else "nano")
+    out = Path(given["out"] or (f"runs/{preset}" if given["train"] else Path(given["eval"]).parent / "eval"))
+    checkpoint = out / "checkpoint.pt" if given["train"] else Path(given["eval"])
+    began = time.time()
+    if given["eval"] or (given["resume"] and checkpoint.exists()):
+        model, cfg, _ = load_checkpoint(checkpoint, device)
+        fixed = [name for name in changes if name not in PLANNING_FIELDS and changes[name] != getattr(cfg, name)]
+        if fixed:
+            raise ValueError(f"{fixed[0]} is {changes[fixed[0]]}, but {checkpoint} has {getattr(cfg, fixed[0])}: leave the flag out, or train with another --out")
+        cfg = dataclasses.replace(cfg, **changes)
+    else:
+        cfg = Config.preset(preset, **changes)
+    if given["train"]:
+        data = world.load(given["data"]) if given["data"] else world.collect(cfg.train_episodes, cfg.seed)
+        print(f"{len(data['ep_len'])} episodes, {len(data['action']):,} steps ({time.time() - began:.0f} s); training {preset} on {device}")
+        model = train(cfg, data, out, given["resume"], device)
+    print(f"planning in {cfg.episodes} held-out episodes ({given['split']})")
+    result = evaluate(model, cfg, given["split"], pairs_seed=given["pairs_seed"], world=world)
+    histories = {name: result.pop(name) for name in ("histories", "goals", "won")}
+    result.update(
+        probe_r=probe_latents(model, cfg, world), minutes=round((time.time() - began) / 60, 2), seed=cfg.seed,
+        parameters=sum(p.numel() for p in model.parameters()), config=dataclasses.asdict(cfg),
+        command="python lewm.py " + " ".join(argv if argv is not None else sys.argv[1:]),
+        versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        hardware=f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine()} ({device.type}), {os.cpu_count()} cores")
+    draw_plans(out / "plan.gif", {**result, **histories}, world)
+    write_atomically(out / "result.json", lambda temporary: temporary.write_text(json.dumps(result, indent=1)))
+
+    print(f"\n{'':<18}success    95 % interval   object only   agent px   block px   angle deg")
+    for name, row in result["policies"].items():
+        low, high = row["interval"]
+        print(f"{name:<18}{100 * row['success']:5.1f} %   {100 * low:5.1f} to {100 * high:4.1f}      {100 * row['object_success']:5.1f} %   "
+              f"{row['agent_distance_px']:8.1f}   {row['block_distance_px']:8.1f}   {row['angle_error_deg']:9.1f}")
+    for name, row in result["probe_r"].items():
+        print(f"linear probe, {name} encoder: " + ", ".join(f"{what} r = {value:.2f}" for what, value in row.items()))
+    print(f"{result['seconds_per_plan']:.2f} s per plan, {result['minutes']:.1f} minutes in all; see {out}/result.json, {out}/plan.gif"
+          + (f", {out}/curves.png" if given["train"] else ""))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"lewm.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
