@@ -29,9 +29,11 @@ import os
 import pickle
 import platform
 import re
+import signal
 import sys
+import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +61,7 @@ class Config:
     encoder_width: int = 192        # width of the encoder
     encoder_depth: int = 12         # layers
     encoder_heads: int = 3          # attention heads; must divide encoder_width
+    position_std: float = 0.02      # spread of the position embeddings at the start; larger learns sooner in short runs
     embed_dim: int = 192            # D, width of an embedding
     projector_hidden: int = 2048    # hidden width of the two projectors
     # predictor
@@ -108,35 +111,33 @@ class Config:
         return Config(**{**PRESETS[name], **changes})
 
     def __post_init__(self):
-        """Refuse impossible values, naming the value and the limit."""
+        """Refuse impossible values in one line that names the value and the limit."""
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            kind = "true or false" if field.type is bool else "a whole number" if field.type is int else "a number"
-            allowed = {bool: (bool, type(None)), int: int, float: (int, float)}[field.type]
-            if not isinstance(value, allowed) or (field.type is not bool and isinstance(value, bool)):
-                raise ValueError(f"{field.name} is {value!r}: it must be {kind}")
-            zero_is_fine = field.name in ("dropout", "sigreg_weight", "weight_decay", "warmup", "held_out", "seed", "checkpoint_minutes")
-            if field.type is not bool and not (math.isfinite(value) and (value >= 0 if zero_is_fine else value > 0)):
-                raise ValueError(f"{field.name} is {value}: it must be {'at least' if zero_is_fine else 'more than'} 0")
-        for fine, message in [
-            (self.image_size % self.patch_size == 0, f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"),
-            (self.encoder_width % self.encoder_heads == 0, f"encoder_width {self.encoder_width} is not a multiple of encoder_heads {self.encoder_heads}"),
-            (self.history < self.frames, f"history {self.history} is too long: a window of frames {self.frames} has {self.frames - 1} before the last"),
-            (self.elites <= self.candidates, f"elites {self.elites} is more than candidates {self.candidates}"),
-            (self.elites >= 2, f"elites {self.elites} is too few: a standard deviation needs 2"),
-            (self.candidates >= 2, f"candidates {self.candidates} is too few: at least 2"),
-            (self.replan <= self.horizon, f"replan {self.replan} is more than horizon {self.horizon}"),
-            (self.batch_size >= 2, f"batch_size {self.batch_size} is too small: batch normalisation needs 2"),
-            (self.knots >= 2, f"knots {self.knots} is too few: the trapezoid rule needs 2"),
-            (self.dropout < 1, f"dropout {self.dropout} is not below 1"),
-            (self.warmup <= 1, f"warmup {self.warmup} is a share of the steps: at most 1"),
-            (self.held_out < 1, f"held_out {self.held_out} is a share of the episodes: below 1"),
-            (self.seed < 1_000_000, f"seed {self.seed} is not below 1000000, where the seeds of held-out episodes begin"),
-        ]:
+            name, value = field.name, getattr(self, field.name)
+            kinds = {int: int, float: (int, float), bool: (bool, type(None))}[field.type]
+            if not isinstance(value, kinds) or (field.type is not bool and isinstance(value, bool)):
+                raise ValueError(f"{name} is {value!r}: it must be of type {field.type.__name__}")
+            least = 0 if name in MAY_BE_ZERO else 1 if field.type is int else 1e-12
+            if field.type is not bool and not least <= value < math.inf:
+                raise ValueError(f"{name} is {value}: it must be finite and {'at least' if least != 1e-12 else 'above'} {round(least)}")
+        for fine, message in (
+                (self.image_size % self.patch_size == 0, "image_size {image_size} is not a multiple of patch_size {patch_size}"),
+                (self.encoder_width % self.encoder_heads == 0,
+                 "encoder_width {encoder_width} is not a multiple of encoder_heads {encoder_heads}"),
+                (self.history < self.frames, "history {history} must be less than the {frames} frames of a window"),
+                (self.elites <= self.candidates, "elites {elites} is more than candidates {candidates}"),
+                (self.elites >= 2, "elites {elites} is too few: a standard deviation needs 2"),
+                (self.replan <= self.horizon, "replan {replan} is more than horizon {horizon}"),
+                (self.batch_size >= 2, "batch_size {batch_size} is too small: batch normalisation needs 2"),
+                (self.knots >= 2, "knots {knots} is too few: the trapezoid rule needs 2"),
+                (self.dropout < 1 and self.held_out < 1 and self.warmup <= 1,
+                 "dropout {dropout}, held_out {held_out} and warmup {warmup} are shares: below 1 (warmup at most 1)"),
+                (self.seed < 1_000_000, "seed {seed} must be below 1000000, where the seeds of held-out episodes begin")):
             if not fine:
-                raise ValueError(message)
+                raise ValueError(message.format(**vars(self)))
 
 
+MAY_BE_ZERO = ("dropout", "sigreg_weight", "weight_decay", "warmup", "held_out", "seed", "checkpoint_minutes")
 PLANNING_FIELDS = ("horizon", "candidates", "iterations", "elites", "replan", "budget", "goal_distance", "episodes",
                    "checkpoint_minutes")            # these may change after training
 
@@ -197,12 +198,12 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Frames to vectors. x float (B,3,S,S), normalised -> (B,W). Section 3 of the paper; sizes from its appendix."""
 
-    def __init__(self, image_size=224, patch_size=14, width=192, depth=12, heads=3):
+    def __init__(self, image_size=224, patch_size=14, width=192, depth=12, heads=3, position_std=0.02):
         super().__init__()
         self.image_size = image_size
         self.patches = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
         self.cls = nn.Parameter(0.02 * torch.randn(1, 1, width))
-        self.position = nn.Parameter(0.02 * torch.randn(1, 1 + (image_size // patch_size) ** 2, width))
+        self.position = nn.Parameter(position_std * torch.randn(1, 1 + (image_size // patch_size) ** 2, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
@@ -243,8 +244,8 @@ class ConditionalBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)            # AdaLN brings shift and scale
         self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         # DIFFERS: each branch starts with a second norm, as in the authors' code; the paper does not mention it.
-        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads, head_dim, qkv_bias=False, dropout=dropout, causal=True),
-                                       nn.Dropout(dropout))
+        self.attention = nn.Sequential(
+            nn.LayerNorm(width), Attention(width, heads, head_dim, qkv_bias=False, dropout=dropout, causal=True), nn.Dropout(dropout))
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, mlp), nn.GELU(), nn.Dropout(dropout),
                                  nn.Linear(mlp, width), nn.Dropout(dropout))
 
@@ -333,7 +334,7 @@ class LeWM(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        self.encoder = ViT(cfg.image_size, cfg.patch_size, cfg.encoder_width, cfg.encoder_depth, cfg.encoder_heads)
+        self.encoder = ViT(cfg.image_size, cfg.patch_size, cfg.encoder_width, cfg.encoder_depth, cfg.encoder_heads, cfg.position_std)
         self.projector = projector(cfg.encoder_width, cfg.projector_hidden, cfg.embed_dim)
         self.action_encoder = ActionEncoder(cfg.action_block, cfg.predictor_width)
         self.predictor = Predictor(cfg.embed_dim, cfg.predictor_width, cfg.predictor_depth, cfg.predictor_heads,
@@ -399,24 +400,24 @@ class LeWM(nn.Module):
 # ==================================================================================================================
 # 6 Windows of data
 # A data set is a dictionary of flat arrays, all episodes end to end: "action" (F,a), "ep_len" (E,), "ep_offset" (E,), and
-# "pixels" (F,S,S,3) uint8 or "state" (F,...), which `render(states, size) -> uint8 (N,3,size,size)` turns into pictures on
+# "pixels" (F,S,S,3) uint8 or "state" (F,...), which `render(states, size) -> uint8 (n,3,size,size)` turns into pictures on
 # the training device, batch by batch. A window is T frames `frame_skip` steps apart with the action blocks between them.
 
 def check_data(data, cfg):
     """Refuse arrays that do not fit together, naming what is wrong."""
-    missing = [name for name in ("action", "ep_len", "ep_offset") if name not in data]
-    if missing or ("pixels" not in data and "state" not in data):
-        raise ValueError(f"data lacks {missing or 'pixels or state'}; it has {sorted(data)}")
-    action, length, offset = data["action"], np.asarray(data["ep_len"]), np.asarray(data["ep_offset"])
-    frames = data["pixels"] if "pixels" in data else data["state"]
+    missing = {"action", "ep_len", "ep_offset"} - set(data) or ({"pixels or state"} if not {"pixels", "state"} & set(data) else ())
+    if missing:
+        raise ValueError(f"data lacks {', '.join(sorted(missing))}; it has {', '.join(sorted(data))}")
+    action, frames = data["action"], data["pixels"] if "pixels" in data else data["state"]
+    length, offset = np.asarray(data["ep_len"]), np.asarray(data["ep_offset"])
     if action.ndim != 2 or action.shape[1] != cfg.action_dim:
-        raise ValueError(f"action has shape {action.shape}; action_dim {cfg.action_dim} wants (frames, {cfg.action_dim})")
-    if length.ndim != 1 or length.shape != offset.shape or length.dtype.kind not in "iu" or offset.dtype.kind not in "iu":
-        raise ValueError(f"ep_len {length.shape} {length.dtype} and ep_offset {offset.shape} {offset.dtype} must be two lists of whole numbers")
-    if len(frames) != len(action) or (len(length) and ((offset < 0).any() or (length < 0).any() or (offset + length).max() > len(action))):
-        raise ValueError(f"episodes reach to frame {int((offset + length).max())}, there are {len(action)} actions and {len(frames)} frames")
+        raise ValueError(f"action is {action.shape}, it must be (rows, {cfg.action_dim}) for action_dim {cfg.action_dim}")
     if "pixels" in data and (frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8):
-        raise ValueError(f"pixels are {frames.shape} {frames.dtype}; they must be (frames, S, S, 3) uint8")
+        raise ValueError(f"pixels are {frames.shape} {frames.dtype}, they must be (rows, S, S, 3) uint8")
+    if length.ndim != 1 or length.shape != offset.shape or {length.dtype.kind, offset.dtype.kind} - {"i", "u"}:
+        raise ValueError("ep_len and ep_offset must be two equally long lists of whole numbers")
+    if not len(length) or min(length.min(), offset.min()) < 0 or (offset + length).max() > min(len(action), len(frames)):
+        raise ValueError(f"{len(length)} episodes do not fit into {len(action)} actions and {len(frames)} frames")
 
 
 def split_episodes(episodes, held_out, seed):
@@ -427,39 +428,37 @@ def split_episodes(episodes, held_out, seed):
 
 
 def window_starts(data, cfg, episodes):
-    """Row numbers of all valid first frames in `episodes`: the window's last frame is still in the same episode. int64 (n,)."""
+    """Rows of all valid first frames, int64 (n,): the window's last frame must still be in the same episode."""
     span = cfg.frame_skip * (cfg.frames - 1)
-    length, offset = np.asarray(data["ep_len"]), np.asarray(data["ep_offset"])
-    starts = [np.arange(offset[e], offset[e] + length[e] - span) for e in episodes]
-    return np.concatenate([*starts, np.zeros(0, np.int64)]).astype(np.int64)
+    first, length = np.asarray(data["ep_offset"], np.int64), np.asarray(data["ep_len"], np.int64)
+    return np.concatenate([np.arange(first[e], first[e] + length[e] - span) for e in episodes] or [np.zeros(0, np.int64)])
 
 
 def action_statistics(action):
-    """action (F,a) -> float32 (4,a): mean, std, lowest, highest. Rows with NaN (episode ends in some files) are left out."""
-    action = np.asarray(action)[~np.isnan(action).any(1)]
+    """action (F,a) -> float32 (4,a): mean, std, lowest, highest. Rows with NaN (some files end episodes so) are left out."""
+    action = np.asarray(action, np.float64)
+    action = action[~np.isnan(action).any(1)]
     if not len(action) or not np.isfinite(action).all():
-        raise ValueError("action has no finite rows, or an infinite number in one")
-    stats = np.stack([action.mean(0), action.std(0), action.min(0), action.max(0)])
-    stats[1] = np.where(stats[1] > 1e-6, stats[1], 1.0)                                 # a constant action is left alone
-    return torch.tensor(stats, dtype=torch.float32)
+        raise ValueError("action holds infinity, or no row without NaN")
+    std = action.std(0)
+    std[std < 1e-6] = 1                                                                 # a constant action stays as it is
+    return torch.tensor(np.stack([action.mean(0), std, action.min(0), action.max(0)]), dtype=torch.float32)
 
 
 def get_batch(data, starts, cfg, action_stats, device, render=None):
-    """starts (B,) -> pixels uint8 (B,T,3,S,S) and z-scored action blocks (B,T-1,A) on `device`."""
-    B, T, skip = len(starts), cfg.frames, cfg.frame_skip
-    frames = starts[:, None] + skip * np.arange(T)                                      # (B, T) row numbers
+    """starts (B,) -> pixels uint8 (B,T,3,S,S) and z-scored action blocks (B,T-1,A), on `device`."""
+    B, T, skip, size = len(starts), cfg.frames, cfg.frame_skip, cfg.image_size
+    rows = (starts[:, None] + skip * np.arange(T)).reshape(-1)                          # (B * T,)
     if "pixels" in data:
-        pixels = torch.from_numpy(data["pixels"][frames.reshape(-1)]).to(device).permute(0, 3, 1, 2)
-        if pixels.shape[-2:] != (cfg.image_size, cfg.image_size):
-            pixels = F.interpolate(pixels.float(), size=(cfg.image_size, cfg.image_size), mode="bilinear", antialias=True)
-            pixels = pixels.round().clamp(0, 255).to(torch.uint8)
+        pixels = torch.from_numpy(data["pixels"][rows]).to(device).permute(0, 3, 1, 2)
+        if pixels.shape[-1] != size:
+            pixels = F.interpolate(pixels.float(), size=(size, size), mode="bilinear", antialias=True).round().to(torch.uint8)
     else:
-        states = torch.from_numpy(data["state"][frames.reshape(-1)]).float().to(device)
-        pixels = render(states, cfg.image_size)
+        pixels = render(torch.from_numpy(data["state"][rows]).float().to(device), size)
     steps = starts[:, None] + np.arange(skip * (T - 1))                                 # (B, skip * (T - 1))
     actions = torch.from_numpy(data["action"][steps]).float().to(device)                # (B, skip * (T - 1), a)
-    actions = (actions - action_stats[0].to(device)) / action_stats[1].to(device)
-    return pixels.unflatten(0, (B, T)), actions.view(B, T - 1, cfg.action_block)
+    mean, std = action_stats[:2].to(device)
+    return pixels.unflatten(0, (B, T)), ((actions - mean) / std).view(B, T - 1, cfg.action_block)
 
 
 # ==================================================================================================================
@@ -480,78 +479,103 @@ def effective_rank(z):
     """z (n,D) -> exp(entropy of the normalised singular values): D for isotropic vectors, 1 when all lie on a line."""
     s = torch.linalg.svdvals((z - z.mean(0)).double().cpu())
     p = s / s.sum().clamp(min=1e-30)
-    return torch.exp(-(p * torch.log(p.clamp(min=1e-30))).sum()).item()
+    return torch.exp(-(p * p.clamp(min=1e-30).log()).sum()).item()
 
 
 def straightness(z):
-    """z (n,T,D) -> mean cosine between consecutive latent velocities, in [-1, 1] (section 5 of the paper)."""
+    """z (n,T,D) -> mean cosine between consecutive latent velocities, in [-1, 1]. Nothing in the loss asks for it."""
     velocity = z[:, 1:] - z[:, :-1]
     return F.cosine_similarity(velocity[:, 1:], velocity[:, :-1], dim=-1).mean().item()
 
 
 @torch.no_grad()
 def diagnose(model, pixels, actions):
-    """Held-out windows -> a dictionary of diagnostics. Leaves the model as it was and draws no random numbers."""
-    was_training = model.training
+    """Held-out windows -> diagnostics. Draws no random numbers and leaves the model, batch norms included, as it was."""
+    was_training, N = model.training, model.cfg.history
     model.eval()
     z = torch.cat([model.encode(part) for part in pixels.split(64)]).float()            # (n, T, D)
-    N = model.cfg.history
-    z_hat, shuffled = (model.predict(z[:, :N], a[:, :N]).float() for a in (actions, actions.roll(1, 0)))
-    error = (z_hat - z[:, 1:N + 1]).square().mean().item()
+    past, future = z[:, :N], z[:, 1:N + 1]
+    error, shuffled = ((model.predict(past, a[:, :N]).float() - future).square().mean().item() for a in (actions, actions.roll(1, 0)))
     model.train(was_training)
-    return {"val_prediction": error,
-            "val_copy_last": (z[:, :N] - z[:, 1:N + 1]).square().mean().item(),
-            "val_shuffled_ratio": (shuffled - z[:, 1:N + 1]).square().mean().item() / max(error, 1e-12),
-            "effective_rank": effective_rank(z.flatten(0, 1)),
-            "min_std": z.flatten(0, 1).std(0).min().item(),
-            "straightness": straightness(z)}
+    return {"val_prediction": error, "val_copy_last": (past - future).square().mean().item(),
+            "val_shuffled_ratio": shuffled / max(error, 1e-12), "effective_rank": effective_rank(z.flatten(0, 1)),
+            "min_std": z.flatten(0, 1).std(0).min().item(), "straightness": straightness(z)}
 
 
 def pick_device(name=None):
     """torch.device of that name, or the best there is: CUDA, then Apple's MPS, then the CPU."""
     name = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from error
-    return torch.device(name)
+
+
+def compiled(function):
+    """torch.compile of the very function that is called; where that is impossible, a line says so and it runs eagerly."""
+    fast = torch.compile(function)
+
+    def call(*args):
+        nonlocal fast
+        try:
+            return fast(*args)
+        except Exception as error:                                                      # no compiler, no Triton, ...
+            if fast is function:
+                raise
+            print(f"torch.compile does not work here ({type(error).__name__}): going on without it", file=sys.stderr)
+            fast = function
+            return function(*args)
+    return call
+
+
+@contextmanager
+def postponed_interrupt():
+    """Ctrl-C only leaves a mark in the list that this yields: a checkpoint from the middle of a step could not be resumed."""
+    marks = []
+    if threading.current_thread() is not threading.main_thread():                       # Python allows handlers only there
+        yield marks
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: marks.append("interrupted"))
+    try:
+        yield marks
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def train(cfg, data, out=None, resume=False, device=None, render=None):
     """Train on `data` (section 6) and return the LeWM in evaluation mode.
 
-    out: folder for checkpoint.pt, metrics.csv and curves.png (nothing is written without it). resume: go on from its
-    checkpoint if there is one. render: how to draw states where `data` has no pixels (Push-T when not given).
+    out: folder for checkpoint.pt, metrics.csv and curves.png; nothing is written without it. resume: go on from the
+    checkpoint there, if there is one. render: draws states where `data` has no pixels (Push-T's when not given).
     """
     check_data(data, cfg)
-    device = pick_device(device)
-    render = render or ("pixels" not in data and push_t().render)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")                                      # TF32 where bf16 does not apply
-    train_episodes, held_out_episodes = split_episodes(len(data["ep_len"]), cfg.held_out, cfg.seed)
-    starts, held_out_starts = (window_starts(data, cfg, part) for part in (train_episodes, held_out_episodes))
+    device = torch.device(device or pick_device())
+    if render is None and "pixels" not in data:
+        render = push_t().render
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")  # TF32 where bf16 does not apply
+    episodes, held_out_episodes = split_episodes(len(data["ep_len"]), cfg.held_out, cfg.seed)
+    starts, held_out_starts = window_starts(data, cfg, episodes), window_starts(data, cfg, held_out_episodes)
     if not len(starts):
-        raise ValueError(f"no episode has the {cfg.frame_skip * (cfg.frames - 1) + 1} steps that a window of {cfg.frames} frames needs")
-
-    rows_of = [np.arange(data["ep_offset"][e], data["ep_offset"][e] + data["ep_len"][e]) for e in train_episodes]
-    action_stats = action_statistics(data["action"][np.concatenate(rows_of)])
+        raise ValueError(f"no episode has the {cfg.frame_skip * (cfg.frames - 1) + 1} steps of a window of {cfg.frames} frames")
+    ranges = [np.arange(data["ep_offset"][e], data["ep_offset"][e] + data["ep_len"][e]) for e in episodes]
+    action_stats = action_statistics(data["action"][np.concatenate(ranges)])
 
     torch.manual_seed(cfg.seed)
-    model = LeWM(cfg)
-    model.action_stats.copy_(action_stats)
-    model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=device.type == "cuda")
-    sampler = torch.Generator().manual_seed(cfg.seed)                                   # which windows
-    step, seconds, rows = 0, 0.0, []
+    sampler = torch.Generator().manual_seed(cfg.seed)                                   # chooses the windows
+    step, seconds, rows, state = 0, 0.0, [], None
     path = Path(out) / "checkpoint.pt" if out else None
     if resume and path and path.exists():
-        model, _, state = load_checkpoint(path, device, expect=cfg)
-        model.train()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=device.type == "cuda")
-        optimizer.load_state_dict(state["optimizer"])
-        if not torch.equal(model.action_stats.cpu(), action_stats):
+        model, _, state = load_checkpoint(path, expect=dataclasses.asdict(cfg))
+        if not torch.equal(model.action_stats, action_stats):
             raise ValueError(f"the run at {path} was trained on other data: resume with the same --data")
+    else:
+        model = LeWM(cfg)
+        model.action_stats.copy_(action_stats)
+    model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=device.type == "cuda")
+    if state:
         step, seconds, rows = state["step"], state["seconds"], state["rows"]
+        optimizer.load_state_dict(state["optimizer"])
         sampler.set_state(state["random"]["sampler"])
         torch.set_rng_state(state["random"]["cpu"])
         if device.type == "cuda" and "cuda" in state["random"]:
@@ -563,23 +587,20 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
             random["cuda"] = torch.cuda.get_rng_state(device)
         save_checkpoint(path, model, optimizer=optimizer.state_dict(), step=step, random=random, seconds=seconds, rows=rows)
 
-    probe_starts = held_out_starts if len(held_out_starts) else starts
-    probe_starts = np.random.default_rng(cfg.seed).permutation(probe_starts)[:256]
-    probe_batch = get_batch(data, np.sort(probe_starts), cfg, model.action_stats, device, render)
-    loss_function = compiled(model.loss, device) if (device.type == "cuda" if cfg.compile is None else cfg.compile) else model.loss
-    amp = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-    look_every = max(1, cfg.steps // 40)
-    began = last_save = time.time()
-    began -= seconds
-    bar = tqdm(total=cfg.steps, initial=step, desc="training", unit="step", mininterval=1.0)
-    try:
-        while step < cfg.steps:
+    look_at = np.random.default_rng(cfg.seed).permutation(held_out_starts if len(held_out_starts) else starts)[:256]
+    look_at = get_batch(data, look_at, cfg, action_stats, device, render)
+    loss_function = compiled(model.loss) if (device.type == "cuda" if cfg.compile is None else cfg.compile) else model.loss
+    bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    began = time.time() - seconds
+    last_save, look_every = time.time(), max(1, cfg.steps // 40)
+    with postponed_interrupt() as interrupted, tqdm(total=cfg.steps, initial=step, desc="training", unit="step", mininterval=1) as bar:
+        while step < cfg.steps and not interrupted:
             lr = learning_rate(step, cfg)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             index = torch.randint(len(starts), (cfg.batch_size,), generator=sampler).numpy()
-            pixels, actions = get_batch(data, starts[index], cfg, model.action_stats, device, render)
-            with amp:
+            pixels, actions = get_batch(data, starts[index], cfg, action_stats, device, render)
+            with bfloat16:
                 loss, parts = loss_function(pixels, actions)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -589,49 +610,27 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
 
             # ---- diagnostics and checkpoints only below ----
             bar.update()
-            if step % 10 == 0 or step == cfg.steps:
-                numbers = {name: value.item() for name, value in parts.items()}
-                if not math.isfinite(loss.item()):
-                    raise FloatingPointError(f"the loss is {loss.item()} at step {step}: try a lower --lr (it is {cfg.lr})")
-                bar.set_postfix({"pred": f"{numbers['prediction']:.4f}", "sigreg": f"{numbers['sigreg']:.2f}", "std": f"{numbers['std']:.2f}"}, refresh=False)
-            if step % look_every == 0 or step == cfg.steps:
-                seconds = time.time() - began
-                row = {"step": step, "loss": loss.item(), **{name: value.item() for name, value in parts.items()},
-                       "grad_norm": grad_norm.item(), "lr": lr, "seconds": round(seconds, 1), **diagnose(model, *probe_batch)}
-                rows.append(row)
+            look, seconds = step % look_every == 0 or step == cfg.steps, time.time() - began
+            if look or step % 10 == 0:
+                numbers = {"loss": loss.item(), **{name: value.item() for name, value in parts.items()}}
+                if not math.isfinite(numbers["loss"]):
+                    raise FloatingPointError(f"the loss is {numbers['loss']} at step {step}: try a lower --lr than {cfg.lr}")
+                bar.set_postfix_str(" ".join(f"{name} {numbers[name]:.3f}" for name in ("prediction", "sigreg", "std")), refresh=False)
+            if look:
+                rows.append({"step": step, **numbers, "grad_norm": grad_norm.item(), "lr": lr, "seconds": seconds,
+                             "steps_per_second": step / seconds, **diagnose(model, *look_at)})
                 if out:
                     write_metrics(Path(out) / "metrics.csv", rows)
-            if path and (time.time() - last_save > 60 * cfg.checkpoint_minutes or step == cfg.steps):
-                seconds = time.time() - began
+            if path and (interrupted or step == cfg.steps or time.time() - last_save > 60 * cfg.checkpoint_minutes):
                 save()
                 last_save = time.time()
-    except KeyboardInterrupt:
-        if path:
-            save()
-            print(f"\nstopped at step {step}; go on with: python lewm.py --train --resume --out {out}", file=sys.stderr)
-        raise
-    finally:
-        bar.close()
+    if interrupted:
+        print(f"stopped after step {step}" + (f"; go on with: python lewm.py --train --resume --out {out}" if out else ""), file=sys.stderr)
+        raise KeyboardInterrupt
     if out:
         write_metrics(Path(out) / "metrics.csv", rows)
         draw_curves(Path(out) / "curves.png", rows, cfg)
     return model.eval()
-
-
-def compiled(function, device):
-    """torch.compile of the very function that is called, or the function itself where compiling is impossible."""
-    fast = torch.compile(function)
-    def first_call(*args):
-        nonlocal fast
-        try:
-            return fast(*args)
-        except Exception as error:                                                      # no compiler, no Triton, ...
-            if fast is function:
-                raise
-            print(f"torch.compile is not possible here ({type(error).__name__}); going on without", file=sys.stderr)
-            fast = function
-            return fast(*args)
-    return first_call
 
 
 def write_atomically(path, write):
@@ -652,61 +651,56 @@ def write_metrics(path, rows):
 
 
 def draw_curves(path, rows, cfg):
-    """What to look at after training, each with the line that it should stay above or below."""
+    """What to look at after training, each with the mark to compare it with."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    column = lambda name: [row[name] for row in rows]
+    panels = [  # title, {label: column}, (mark, its label), scale
+        ("prediction error", {"training": "prediction", "held-out": "val_prediction", "held-out, copy last frame": "val_copy_last"}, None, "log"),
+        ("SIGReg", {"training": "sigreg"}, (1.0525, "floor: N(0, I)"), "log"),
+        ("embedding std", {"mean": "std", "smallest": "min_std"}, (1, "N(0, I)"), "linear"),
+        ("effective rank", {"held-out": "effective_rank"}, (cfg.embed_dim, "all dimensions"), "linear"),
+        ("error with shuffled / with true actions", {"held-out": "val_shuffled_ratio"}, (1, "actions ignored"), "linear"),
+        ("temporal straightness (cosine)", {"held-out": "straightness"}, (0, "random walk turns no way"), "linear"),
+        ("gradient norm", {"training": "grad_norm"}, (cfg.grad_clip, "clipped above"), "log"),
+        ("learning rate", {"training": "lr"}, None, "linear")]
     figure, axes = plt.subplots(2, 4, figsize=(15, 6), layout="constrained")
-    panels = [("prediction error", {"training": "prediction", "held-out": "val_prediction", "copy last frame": "val_copy_last"}, None, True),
-              ("SIGReg", {"training": "sigreg"}, (1.05, "floor: a perfect Gaussian"), True),
-              ("embedding std", {"mean": "std", "smallest dimension": "min_std"}, (1.0, "N(0, I)"), False),
-              ("effective rank", {"held-out": "effective_rank"}, (cfg.embed_dim, "all dimensions"), False),
-              ("error with shuffled actions / with true ones", {"held-out": "val_shuffled_ratio"}, (1.0, "actions ignored"), False),
-              ("temporal straightness (cosine)", {"held-out": "straightness"}, None, False),
-              ("gradient norm before clipping", {"training": "grad_norm"}, (cfg.grad_clip, "clipped above"), True),
-              ("learning rate", {"": "lr"}, None, False)]
-    for axis, (title, lines, mark, logarithmic) in zip(axes.flat, panels):
-        for style, (label, name) in zip(("-", "--", ":"), lines.items()):
-            axis.plot(column("step"), column(name), "k" + style, label=label)
+    for axis, (title, lines, mark, scale) in zip(axes.flat, panels):
+        for style, (label, name) in zip(("k-", "k--", "k:"), lines.items()):
+            axis.plot([row["step"] for row in rows], [row[name] for row in rows], style, label=label)
         if mark:
             axis.axhline(mark[0], color="tab:orange", label=mark[1])
-        axis.set(title=title, xlabel="step", yscale="log" if logarithmic else "linear")
-        if len(axis.get_legend_handles_labels()[0]) > 1:
-            axis.legend(fontsize=8)
+        axis.set(title=title, xlabel="step", yscale=scale)
+        axis.legend(fontsize=8)
     write_atomically(path, figure.savefig)
     plt.close(figure)
 
 
 def save_checkpoint(path, model, **state):
-    """Everything needed to plan with the model (config, weights, action statistics) and, in `state`, to train on."""
+    """Config, weights and action statistics, which is all that planning needs; `state` is what training needs to go on."""
     content = {"format": "lewm", "version": 1, "config": dataclasses.asdict(model.cfg), "model": model.state_dict(), **state}
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
-def load_checkpoint(path, device="cpu", expect=None):
-    """-> (model in evaluation mode, Config, the checkpoint's dictionary). Executes nothing that is in the file.
+def load_checkpoint(path, device="cpu", expect={}):
+    """-> (LeWM in evaluation mode, Config, the whole dictionary). Nothing in the file is executed.
 
-    expect: a Config that the file must hold (checkpoint interval and planning may differ). Raises ValueError for files
-    that are damaged or not of this program, FileNotFoundError where there is none.
+    expect: {field: value} that its Config must agree with, planning aside. Raises FileNotFoundError, or ValueError for a
+    file that is damaged, foreign or of another Config.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}; make one: python lewm.py --train")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0][:100]}") from error
-    if not isinstance(state, dict) or state.get("format") != "lewm" or state.get("version") != 1:
-        raise ValueError(f"{path} was not written by save_checkpoint of this version")
-    try:
+        if state["format"] != "lewm" or state["version"] != 1:
+            raise ValueError("another format or version")
         cfg = Config(**state["config"])
         model = LeWM(cfg)
         model.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state["model"].items()})
-    except (TypeError, KeyError, RuntimeError, AttributeError) as error:
-        raise ValueError(f"{path} does not fit this program: {str(error).splitlines()[0]}") from error
-    if expect is not None:
-        for name, value in dataclasses.asdict(expect).items():
-            if value != getattr(cfg, name) and name not in PLANNING_FIELDS:
-                raise ValueError(f"{name} is {value}, but the run at {path} has {getattr(cfg, name)}: resume with that, or train with another --out")
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint of this program ({' '.join(str(error).split())[:120]})") from error
+    for name, value in expect.items():
+        if value != getattr(cfg, name) and name not in PLANNING_FIELDS:
+            raise ValueError(f"{name} is {value}, but {path} has {getattr(cfg, name)}: leave the flag out, or train with another --out")
     return model.to(device).eval(), cfg, state
 
 
@@ -717,17 +711,18 @@ def load_checkpoint(path, device="cpu", expect=None):
 # once; only actions change. Each episode draws from its own generator, so company in the batch cannot change its plan.
 
 @torch.no_grad()
-def cem(model, z, z_goal, generators, horizon=5, candidates=300, iterations=30, elites=30, min_std=0.01):
-    """Plan. z (B,D) or (B,1,D) current embeddings, z_goal (B,D) -> z-scored action blocks (B,H,A), within the data's range.
+def cem(model, z, z_goal, generators=None, horizon=5, candidates=300, iterations=30, elites=30, min_std=0.01):
+    """z (B,D) or (B,1,D) now, z_goal (B,D) -> plans (B,H,A): z-scored action blocks within the data's range. Section 4.
 
-    generators: one CPU torch.Generator per episode. Section 4 of the paper. Raises FloatingPointError for a NaN cost.
+    generators: a CPU torch.Generator per episode (seeds 0, 1, ... when not given). A cost of NaN raises FloatingPointError.
     """
     B, A, device = len(z), model.cfg.action_block, z.device
-    z, z_goal = z.view(B, 1, -1), z_goal.view(B, 1, -1)
-    mean_action, std_action, low, high = model.action_stats
-    low, high = (((bound - mean_action) / std_action).repeat(model.cfg.frame_skip) for bound in (low, high))     # (A,)
+    generators = generators or [torch.Generator().manual_seed(b) for b in range(B)]
+    z, z_goal = z.reshape(B, 1, -1), z_goal.reshape(B, 1, -1)
+    data_mean, data_std, low, high = model.action_stats
+    low, high = (((bound - data_mean) / data_std).repeat(model.cfg.frame_skip) for bound in (low, high))        # (A,)
     mean, std = torch.zeros(B, horizon, A, device=device), torch.ones(B, horizon, A, device=device)
-    # On a CPU one episode at a time: as fast, and the last bits of a matrix product depend on how many rows it has.
+    # One episode at a time on a CPU: as fast there, and the last bits of a matrix product depend on how many rows it has.
     together = 1 if device.type == "cpu" else 64
     for _ in range(iterations):
         noise = torch.stack([torch.randn(candidates, horizon, A, generator=g) for g in generators]).to(device)
@@ -737,10 +732,10 @@ def cem(model, z, z_goal, generators, horizon=5, candidates=300, iterations=30, 
         ends = torch.cat([model.rollout(z[b:b + together], plans[b:b + together])[:, :, -1] for b in range(0, B, together)])
         cost = (ends - z_goal).square().sum(-1)                                         # (B, N)
         if not torch.isfinite(cost).all():
-            raise FloatingPointError("planning cost is not finite: the model or its input holds NaN or infinity")
+            raise FloatingPointError("the planning cost is not finite: the model or its input holds NaN or infinity")
         best = cost.topk(elites, dim=1, largest=False).indices                          # (B, K)
-        chosen = plans.gather(1, best[:, :, None, None].expand(-1, -1, horizon, A))     # (B, K, H, A)
-        mean, std = chosen.mean(1), chosen.std(1, correction=0).clamp(min=min_std)
+        elite = plans.gather(1, best[:, :, None, None].expand(-1, -1, horizon, A))      # (B, K, H, A)
+        mean, std = elite.mean(1), elite.std(1, correction=0).clamp(min=min_std)
     return mean
 
 
@@ -750,227 +745,182 @@ def cem(model, z, z_goal, generators, horizon=5, candidates=300, iterations=30, 
 # steps later. A rate without its interval and its baselines says little, so they are always reported together.
 
 def push_t():
-    """The world used when a caller brings none. Imported only here, so that this file can be copied without it."""
+    """The world for callers who bring none. Imported only when needed, so that this file can be copied alone."""
     import pusht
     return pusht
 
 
 def wilson(successes, n):
-    """95 % Wilson score interval of a rate -> (low, high)."""
+    """95 % Wilson score interval of a success rate -> (low, high)."""
     rate, q = successes / n, 1.96
     middle, half = rate + q * q / (2 * n), q * math.sqrt(rate * (1 - rate) / n + q * q / (4 * n * n))
     return max(0.0, (middle - half) / (1 + q * q / n)), min(1.0, (middle + half) / (1 + q * q / n))
 
 
-def play(world, starts, goals, budget, act):
-    """Run all episodes side by side until each succeeds or the budget ends. -> list of (L,7) state histories.
+def play(world, starts, goals, budget, policy):
+    """Run the episodes side by side, each until it succeeds or the budget of env steps ends. -> states (L,7) of each.
 
-    act(which (n,), states (n,7), step) -> raw actions (n,k,2) to execute before being asked again.
+    policy(which (n,), states (n,7)) -> raw actions (n,k,a) for the next k steps of the episodes `which`.
     """
     environments = [world.PushT() for _ in starts]
-    histories = [[environment.reset(options={"state": start, "goal": goal})[0]] for environment, start, goal in zip(environments, starts, goals)]
+    states = [[env.reset(options={"state": s, "goal": g})[0]] for env, s, g in zip(environments, starts, goals)]
     running, step = list(range(len(starts))), 0
     while running and step < budget:
-        actions = act(np.array(running), np.stack([histories[e][-1] for e in running]), step)[:, :budget - step]
-        for e, sequence in zip(list(running), actions):
+        actions = policy(np.array(running), np.stack([states[e][-1] for e in running]))[:, :budget - step]
+        step += actions.shape[1]
+        for e, sequence in zip(tuple(running), actions):
             for action in sequence:
                 state, _, reached, _, _ = environments[e].step(action)
-                histories[e].append(state)
+                states[e].append(state)
                 if reached:
                     running.remove(e)
                     break
-        step += actions.shape[1]
-    return [np.stack(history) for history in histories]
+    return [np.stack(history) for history in states]
 
 
-@torch.no_grad()
-def planner(model, cfg, world, goals, seed):
-    """The policy that plans: an `act` for `play`."""
-    device = model.action_stats.device
-    generators = [torch.Generator().manual_seed(1_000_003 * seed + e) for e in range(len(goals))]
-    mean, std = model.action_stats[:2].cpu().numpy()
+def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, gif=None):
+    """Plan on held-out pairs, and play the baselines on the same pairs. -> a dictionary that can be written as JSON.
 
+    split: "dev" to choose settings, "test" to report. world: a module with PushT, render, success, distances and
+    held_out_pairs (Push-T when not given). gif: where to draw a success and a failure.
+    """
+    world, episodes, device = world or push_t(), episodes or cfg.episodes, model.action_stats.device
+    starts, goals, recorded = world.held_out_pairs(episodes, split, pairs_seed, cfg.goal_distance)
+    mean, std, low, high = model.action_stats.cpu().numpy()
+    planning, plans = 0.0, 0
+
+    @torch.no_grad()
     def encode(states):                                         # one picture at a time, for the reason given in `cem`
         pixels = world.render(torch.as_tensor(states, dtype=torch.float32, device=device), cfg.image_size)
-        return torch.cat([model.encode(picture[None, None])[0] for picture in pixels])             # (n, D)
+        return torch.cat([model.encode(picture[None, None])[0] for picture in pixels])                          # (n, D)
 
-    z_goal, clock = encode(goals), []
+    generators = [torch.Generator().manual_seed(1_000_003 * pairs_seed + e) for e in range(episodes)]
+    random = [np.random.default_rng([pairs_seed, e]) for e in range(episodes)]
+    model.eval()
+    z_goal = encode(goals)
 
-    def act(which, states, step):
+    def plan(which, states):
+        nonlocal planning, plans
         began = time.time()
-        plan = cem(model, encode(states), z_goal[which], [generators[e] for e in which],
-                   cfg.horizon, cfg.candidates, cfg.iterations, cfg.elites)
-        blocks = plan[:, :cfg.replan].cpu().numpy()
-        clock.append((time.time() - began, len(which)))
+        blocks = cem(model, encode(states), z_goal[which], [generators[e] for e in which],
+                     cfg.horizon, cfg.candidates, cfg.iterations, cfg.elites)[:, :cfg.replan].cpu().numpy()
+        planning, plans = planning + time.time() - began, plans + len(which)
         return blocks.reshape(len(which), -1, cfg.action_dim) * std + mean
 
-    return act, clock
-
-
-def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None):
-    """Plan on held-out pairs and play the baselines on the same pairs. -> dictionary of results.
-
-    split: "dev" to choose settings, "test" to report. world: a module with PushT, render, success and held_out_pairs.
-    """
-    world, episodes = world or push_t(), episodes or cfg.episodes
-    model.eval()
-    starts, goals, recorded = world.held_out_pairs(episodes, split, pairs_seed, cfg.goal_distance)
-    act, clock = planner(model, cfg, world, goals, pairs_seed)
-    mean, std, low, high = model.action_stats.cpu().numpy()
-    rngs = [np.random.default_rng([pairs_seed, e]) for e in range(episodes)]
-    padded = np.concatenate([recorded, np.zeros((episodes, max(0, cfg.budget - recorded.shape[1]), 2))], axis=1)
+    idle = np.zeros((episodes, cfg.budget, cfg.action_dim))
     policies = {
-        "LeWM + CEM": act,
-        "random actions": lambda which, states, step: np.stack([rngs[e].normal(mean, std, (cfg.budget, 2)).clip(low, high) for e in which]),
-        "doing nothing": lambda which, states, step: np.zeros((len(which), cfg.budget, 2)),
-        "recorded actions": lambda which, states, step: padded[which],
-    }
-    result = {"split": split, "pairs_seed": pairs_seed, "episodes": episodes, "goal_distance": cfg.goal_distance, "budget": cfg.budget, "policies": {}}
-    for name, policy in policies.items():
+        "LeWM + CEM": plan,
+        "random actions": lambda which, _: np.stack([random[e].normal(mean, std, idle[e].shape).clip(low, high) for e in which]),
+        "doing nothing": lambda which, _: idle[which],
+        "recorded actions": lambda which, _: np.concatenate([recorded, idle], axis=1)[which]}
+    quartiles = lambda x: {"mean": float(x.mean()), "quartiles": np.percentile(x, [25, 50, 75]).tolist()}
+    names = ("agent_px", "block_px", "turn_deg")
+    result = {"split": split, "pairs_seed": pairs_seed, "episodes": episodes, "goal_distance": cfg.goal_distance, "budget": cfg.budget,
+              "start_to_goal": {name: quartiles(gap) for name, gap in zip(names, world.distances(starts, goals))}, "policies": {}}
+    for policy_name, policy in policies.items():
         histories = play(world, starts, goals, cfg.budget, policy)
-        last = np.stack([history[-1] for history in histories])
-        won, object_won = (np.array([world.success(history[1:], goal, object_only).any() for history, goal in zip(histories, goals)])
+        won, object_won = (np.array([world.success(states[1:], goal, object_only).any() for states, goal in zip(histories, goals)])
                            for object_only in (False, True))
-        turn = np.abs((last[:, 4] - goals[:, 4] + np.pi) % (2 * np.pi) - np.pi)
-        result["policies"][name] = {
-            "success": won.mean().item(), "interval": wilson(won.sum().item(), episodes), "object_success": object_won.mean().item(),
-            "agent_distance_px": np.linalg.norm(last[:, :2] - goals[:, :2], axis=1).mean().item(),
-            "block_distance_px": np.linalg.norm(last[:, 2:4] - goals[:, 2:4], axis=1).mean().item(),
-            "angle_error_deg": np.degrees(turn).mean().item()}
-        if name == "LeWM + CEM":
-            result["histories"], result["goals"], result["won"] = histories, goals, won            # for pictures, not for JSON
-    result["seconds_per_plan"] = sum(seconds for seconds, _ in clock) / sum(plans for _, plans in clock)
-    return result
-
-
-def linear_probe(z, y, z_test, y_test, ridge=1e-3):
-    """Closed-form ridge regression from z (n,D) to y (n,k) -> Pearson r on the test rows, per column (k,)."""
-    def with_one(x):
-        return torch.cat([x, torch.ones(len(x), 1)], 1).double()
-    x, y = with_one(z), y.double()
-    weights = torch.linalg.solve(x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=torch.float64), x.T @ y)
-    return np.array([np.corrcoef(a, b)[0, 1] for a, b in zip((with_one(z_test) @ weights).T.numpy(), y_test.T.numpy())])
+        final = world.distances(np.stack([states[-1] for states in histories]), goals)
+        result["policies"][policy_name] = {
+            "success": float(won.mean()), "interval": wilson(int(won.sum()), episodes), "object_success": float(object_won.mean()),
+            **{f"final_{name}": float(gap.mean()) for name, gap in zip(names, final)}}
+        if gif and policy is plan:
+            write_atomically(gif, lambda temporary: world.draw_outcomes(temporary, histories, goals, won))
+    return {**result, "seconds_per_plan": planning / plans}
 
 
 @torch.no_grad()
-def probe_latents(model, cfg, world=None, frames=3000):
-    """Can the state be read off the embedding with a linear map? Pearson r on held-out episodes, ours and an untrained encoder's."""
-    world = world or push_t()
-    data = [world.collect(frames // 50, seed=1_500_000 + part) for part in range(2)]    # dev seeds; fit on one, test on the other
-    states = [torch.from_numpy(part["state"][::2]) for part in data]
-    targets = [torch.stack([s[:, 0], s[:, 1], s[:, 2], s[:, 3], torch.sin(s[:, 4]), torch.cos(s[:, 4])], 1) for s in states]
-    result = {}
-    torch.manual_seed(cfg.seed)
-    for name, network in (("trained", model), ("untrained", LeWM(cfg).to(model.action_stats.device).eval())):
-        z = [torch.cat([network.encode(world.render(part.to(model.action_stats.device), cfg.image_size)[None])[0].cpu()
-                        for part in s.split(256)]) for s in states]
-        r = linear_probe(z[0], targets[0], z[1], targets[1])
-        result[name] = {"agent": r[:2].mean().item(), "block": r[2:4].mean().item(), "angle": r[4:].mean().item()}
-    return result
-
-
-def draw_plans(path, result, world=None, size=160):
-    """A GIF with one success and one failure below each other: start, goal, and what happened."""
-    world = world or push_t()
-    won = result["won"]
-    chosen = [np.flatnonzero(won == outcome)[:1] for outcome in (True, False)]
-    histories, goals = ([result[name][e] for part in chosen for e in part] for name in ("histories", "goals"))
-    white = np.full((size, 4, 3), 255, np.uint8)
-    draw = lambda states: world.render(torch.as_tensor(np.asarray(states), dtype=torch.float32), size).permute(0, 2, 3, 1).numpy()
-    length = max(map(len, histories)) + 8                                               # the last picture stays a while
-    rows = []
-    for history, goal in zip(histories, goals):
-        start, target, moving = draw(history[:1])[0], draw(goal[None])[0], draw(history)
-        rows.append([np.concatenate([start, white, target, white, moving[min(t, len(moving) - 1)]], axis=1) for t in range(length)])
-    frames = [np.concatenate([part for row in rows for part in (row[t], np.full((4, rows[0][0].shape[1], 3), 255, np.uint8))]) for t in range(length)]
-    write_atomically(path, lambda temporary: world.save_gif(temporary, frames))
+def probe(model, world=None, episodes=40, ridge=1e-3):
+    """What can be read off an embedding with a linear map? Pearson r on held-out episodes for agent, block and angle."""
+    world, device = world or push_t(), model.action_stats.device
+    z, y = [], []
+    for part in range(2):                                                               # fit on one half, test on the other
+        states = torch.from_numpy(world.collect(episodes, seed=1_900_000 + part)["state"][::2])     # dev seeds
+        pixels = (world.render(some.to(device), model.cfg.image_size) for some in states.split(256))
+        z.append(torch.cat([model.encode(some[None])[0] for some in pixels]).double().cpu())
+        y.append(torch.cat([states[:, :4], states[:, 4:5].sin(), states[:, 4:5].cos()], 1).double())
+    centre, target = z[0].mean(0), y[0].mean(0)
+    x = z[0] - centre
+    weights = torch.linalg.solve(x.T @ x + ridge * len(x) * torch.eye(x.shape[1]), x.T @ (y[0] - target))
+    guess = (z[1] - centre) @ weights + target                                          # closed-form ridge regression
+    r = [np.corrcoef(a, b)[0, 1] for a, b in zip(guess.T.numpy(), y[1].T.numpy())]
+    return {"agent": float(np.mean(r[:2])), "block": float(np.mean(r[2:4])), "angle": float(np.mean(r[4:]))}
 
 
 # ==================================================================================================================
 # 10 Command line
-
-def field_help():
-    """{field: its comment in Config}: what the file says and what --help says cannot drift apart."""
-    return dict(re.findall(r"^    (\w+):.*?#\s*(.*)$", inspect.getsource(Config), re.M))
-
 
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message):
         sys.exit(f"lewm.py: {message}; python lewm.py --help lists all flags")
 
 
-def parse_arguments(argv=None):
-    parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120))
-    parser.add_argument("--train", action="store_true", help="record data, train, plan on held-out episodes, draw the pictures")
-    parser.add_argument("--eval", metavar="CKPT", help="plan on held-out episodes with a trained model")
+def parse_arguments(argv):
+    parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--train", action="store_true", help="record data, train, plan in held-out episodes, draw pictures")
+    parser.add_argument("--eval", metavar="CKPT", help="plan in held-out episodes with a trained model")
     parser.add_argument("--preset", choices=PRESETS, help="named settings; default: fast with CUDA, nano without")
-    parser.add_argument("--data", metavar="PATH", help="train on this data set (made by pusht.py, or .npz or folder of the same columns)")
-    parser.add_argument("--out", metavar="DIR", help="where results go; default: runs/PRESET")
+    parser.add_argument("--data", metavar="PATH", help="train on this data set: .npz or folder with the columns of pusht.py")
+    parser.add_argument("--out", metavar="DIR", help="where results go; default: runs/PRESET, or beside CKPT")
     parser.add_argument("--resume", action="store_true", help="go on from DIR/checkpoint.pt, if there is one")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="held-out pairs to plan on; default: test")
     parser.add_argument("--pairs-seed", type=int, default=0, help="which held-out pairs; default: 0")
-    fields = parser.add_argument_group("fields of Config (defaults are the preset's)")
-    explanations = field_help()
+    group = parser.add_argument_group("fields of Config", "default: the preset's value, or the checkpoint's")
+    comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))         # a comment is the help
     for field in dataclasses.fields(Config):
         kind = dict(action=argparse.BooleanOptionalAction) if field.type is bool else dict(type=field.type, metavar=field.type.__name__)
-        fields.add_argument(f"--{field.name}", **kind, default=argparse.SUPPRESS, help=explanations.get(field.name))
-    if not (argv if argv is not None else sys.argv[1:]):
+        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=comments[field.name], **kind)
+    if not argv:
         parser.print_help()
-        sys.exit(0)
-    return parser.parse_args(argv)
+        sys.exit()
+    given = vars(parser.parse_args(argv))
+    if given["train"] == bool(given["eval"]):
+        parser.error("say either --train or --eval CKPT")
+    return given
 
 
-def main(argv=None):
-    given = vars(parse_arguments(argv))
-    names = [field.name for field in dataclasses.fields(Config)]
-    changes = {name: given[name] for name in names if name in given}
-    world, device = push_t(), pick_device(given["device"])
-    if bool(given["train"]) == bool(given["eval"]):
-        raise ValueError("say either --train or --eval CKPT")
-
+def main(argv):
+    began, given = time.time(), parse_arguments(argv)
+    changes = {field.name: given[field.name] for field in dataclasses.fields(Config) if field.name in given}
+    device, world = pick_device(given["device"]), push_t()
     preset = given["preset"] or ("fast" if device.type == "cuda" else "nano")
-    out = Path(given["out"] or (f"runs/{preset}" if given["train"] else Path(given["eval"]).parent / "eval"))
-    checkpoint = out / "checkpoint.pt" if given["train"] else Path(given["eval"])
-    began = time.time()
+    out = Path(given["out"] or (f"runs/{preset}" if given["train"] else Path(given["eval"]).parent))
+    checkpoint = Path(given["eval"] or out / "checkpoint.pt")
     if given["eval"] or (given["resume"] and checkpoint.exists()):
-        model, cfg, _ = load_checkpoint(checkpoint, device)
-        fixed = [name for name in changes if name not in PLANNING_FIELDS and changes[name] != getattr(cfg, name)]
-        if fixed:
-            raise ValueError(f"{fixed[0]} is {changes[fixed[0]]}, but {checkpoint} has {getattr(cfg, fixed[0])}: leave the flag out, or train with another --out")
+        model, cfg, _ = load_checkpoint(checkpoint, device, expect=changes)
         cfg = dataclasses.replace(cfg, **changes)
     else:
         cfg = Config.preset(preset, **changes)
     if given["train"]:
         data = world.load(given["data"]) if given["data"] else world.collect(cfg.train_episodes, cfg.seed)
-        print(f"{len(data['ep_len'])} episodes, {len(data['action']):,} steps ({time.time() - began:.0f} s); training {preset} on {device}")
+        print(f"{len(data['ep_len']):,} episodes, {len(data['action']):,} steps, {time.time() - began:.0f} s; training on {device}", flush=True)
         model = train(cfg, data, out, given["resume"], device)
-    print(f"planning in {cfg.episodes} held-out episodes ({given['split']})")
-    result = evaluate(model, cfg, given["split"], pairs_seed=given["pairs_seed"], world=world)
-    histories = {name: result.pop(name) for name in ("histories", "goals", "won")}
-    result.update(
-        probe_r=probe_latents(model, cfg, world), minutes=round((time.time() - began) / 60, 2), seed=cfg.seed,
-        parameters=sum(p.numel() for p in model.parameters()), config=dataclasses.asdict(cfg),
-        command="python lewm.py " + " ".join(argv if argv is not None else sys.argv[1:]),
-        versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        hardware=f"{torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.machine()} ({device.type}), {os.cpu_count()} cores")
-    draw_plans(out / "plan.gif", {**result, **histories}, world)
+
+    print(f"planning in {cfg.episodes} held-out episodes ({given['split']})", flush=True)
+    result = evaluate(model, cfg, given["split"], pairs_seed=given["pairs_seed"], world=world, gif=out / "plan.gif")
+    torch.manual_seed(cfg.seed)
+    result["probe_r"] = {"trained": probe(model, world), "untrained": probe(LeWM(cfg).to(device).eval(), world)}
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
+    result.update(minutes=(time.time() - began) / 60, command="python lewm.py " + " ".join(argv), seed=cfg.seed, hardware=hardware,
+                  versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+                  parameters=sum(p.numel() for p in model.parameters()), config=dataclasses.asdict(cfg))
     write_atomically(out / "result.json", lambda temporary: temporary.write_text(json.dumps(result, indent=1)))
 
-    print(f"\n{'':<18}success    95 % interval   object only   agent px   block px   angle deg")
+    print(f"\n{'':18}success   95 % interval   object only   and at the end: agent px  block px  turn deg")
     for name, row in result["policies"].items():
         low, high = row["interval"]
-        print(f"{name:<18}{100 * row['success']:5.1f} %   {100 * low:5.1f} to {100 * high:4.1f}      {100 * row['object_success']:5.1f} %   "
-              f"{row['agent_distance_px']:8.1f}   {row['block_distance_px']:8.1f}   {row['angle_error_deg']:9.1f}")
+        print(f"{name:18}{row['success']:6.1%}   {low:6.1%} - {high:6.1%}   {row['object_success']:10.1%}   "
+              f"{row['final_agent_px']:24.0f}{row['final_block_px']:10.0f}{row['final_turn_deg']:10.0f}")
     for name, row in result["probe_r"].items():
-        print(f"linear probe, {name} encoder: " + ", ".join(f"{what} r = {value:.2f}" for what, value in row.items()))
-    print(f"{result['seconds_per_plan']:.2f} s per plan, {result['minutes']:.1f} minutes in all; see {out}/result.json, {out}/plan.gif"
-          + (f", {out}/curves.png" if given["train"] else ""))
+        print(f"linear probe, {name} encoder: " + ", ".join(f"{what} r = {r:.2f}" for what, r in row.items()))
+    print(f"{result['seconds_per_plan']:.2f} s per plan, {result['minutes']:.1f} minutes in all; results and pictures in {out}")
 
 
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.argv[1:])
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"lewm.py: {error}")
     except KeyboardInterrupt:

@@ -52,9 +52,12 @@ def _corners(box):
     return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
-def _angle_difference(a, b):
-    """|a - b| on the circle, in [0, pi] (rad)."""
-    return np.abs((a - b + np.pi) % (2 * np.pi) - np.pi)
+def distances(states, goals):
+    """How far states are from goals (both (N, 7)): agent (px), block (px) and block angle (degrees, 0 to 180), each (N,)."""
+    states, goals = np.asarray(states, np.float64), np.asarray(goals, np.float64)
+    agent, block = (np.linalg.norm(states[..., i:i + 2] - goals[..., i:i + 2], axis=-1) for i in (0, 2))
+    turn = (states[..., 4] - goals[..., 4] + np.pi) % (2 * np.pi) - np.pi
+    return agent, block, np.degrees(np.abs(turn))
 
 
 def success(states, goals, object_only=False):
@@ -63,10 +66,8 @@ def success(states, goals, object_only=False):
     states, goals: (N, 7), or anything that broadcasts to it. Returns bool (N,).
     `object_only` leaves the agent out of the distance: the stricter-sounding but easier rule some reports use.
     """
-    states, goals = np.asarray(states, np.float64), np.asarray(goals, np.float64)
-    first = 2 if object_only else 0
-    distance = np.linalg.norm(states[..., first:4] - goals[..., first:4], axis=-1)
-    return (distance < 20) & (_angle_difference(states[..., 4], goals[..., 4]) < np.pi / 9)
+    agent, block, turn = distances(states, goals)
+    return (np.hypot(0 if object_only else agent, block) < 20) & (turn < 20)
 
 
 class PushT:
@@ -500,6 +501,26 @@ def save_gif(path, frames, fps=10):
     from PIL import Image                                                    # comes with matplotlib
     images = [Image.fromarray(frame).quantize(64, dither=Image.Dither.NONE) for frame in frames]
     images[0].save(path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+
+
+def draw_outcomes(path, histories, goals, won, size=160):
+    """A GIF of the first success and, below it, the first failure; from left to right: start, goal, what happened.
+
+    histories: one (L, 7) array an episode; goals (E, 7); won bool (E,).
+    """
+    chosen = [e for outcome in (True, False) for e in np.flatnonzero(np.asarray(won) == outcome)[:1]]
+    length = max(len(histories[e]) for e in chosen) + 8                      # the last picture stays a while
+
+    def draw(states):
+        pictures = render(np.asarray(states), size).permute(0, 2, 3, 1).numpy()
+        return np.pad(pictures, ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=120)
+
+    frames = [[] for _ in range(length)]
+    for e in chosen:
+        start, goal, moving = draw(histories[e][:1])[0], draw(goals[e][None])[0], draw(histories[e])
+        for t in range(length):
+            frames[t].append(np.concatenate([start, goal, moving[min(t, len(moving) - 1)]], axis=1))
+    save_gif(path, [np.concatenate(rows) for rows in frames])
 
 
 def main():

@@ -1,0 +1,714 @@
+"""Tests by invariant: each says in its name what must hold and in its docstring which mistake it catches.
+
+    pytest -q                                   # all of it, about a minute on two cores
+    LEWM=student pytest -q -k "not cli"         # the same tests on a file student.py
+
+Numbers without a source beside them follow from the formula in the test.
+"""
+
+import importlib
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import pusht
+
+lewm = importlib.import_module(os.environ.get("LEWM", "lewm"))
+HERE = Path(__file__).parent
+
+
+def tiny(**changes):
+    """A Config small enough for a test."""
+    return lewm.Config.preset("smoke", **{**dict(image_size=32, patch_size=16, encoder_width=24, embed_dim=16, projector_hidden=32,
+                                                 predictor_width=24, predictor_mlp=48, directions=32, batch_size=8, steps=8), **changes})
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def awake(model, seed=1):
+    """Give the AdaLN layers weights, so that actions have an effect, as after training."""
+    with torch.no_grad():
+        for block in model.predictor.blocks:
+            block.modulation[-1].weight.copy_(0.3 * noise(*block.modulation[-1].weight.shape, seed=seed))
+            block.modulation[-1].bias.fill_(0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    return pusht.collect(12, seed=5)
+
+
+# ---- the world ---------------------------------------------------------------------------------------------------
+# A trajectory of the reference Push-T (pymunk 7.3.1): the agent pushes and turns the block from step 5 on.
+
+REFERENCE_START = [214.358267, 366.055692, 221.756585, 228.79937, 5.926156, 0.0, 0.0]
+REFERENCE_ACTIONS = np.array([
+    -0.149, -0.274,  0.046, -0.145,  0.12, -0.146,  0.103, -0.289,  0.061, -0.281,  0.114, -0.347,  -0.005,
+    -0.211,  -0.129, 0.168,  0.16, -0.079,  0.113, -0.211,  0.248, 0.022,  -0.126, -0.024,  0.226, -0.174,  0.39,
+    -0.107,  0.117, -0.236,  -0.089, 0.022,  0.326, -0.086,  0.098, -0.285,  0.223, -0.348,  0.169, -0.12,
+    -0.033, -0.497,  -0.429, -0.094,  -0.28, -0.102,  -0.393, 0.09,  -0.267, -0.099,  -0.336, -0.357,
+]).reshape(-1, 2)
+REFERENCE_AFTER = {
+    10: [230.773599, 294.539292, 228.951782, 225.576807, 5.814101, 41.884367, -78.748763],
+    20: [294.531662, 239.141323, 281.63769, 184.241672, 5.503515, 62.6858, -44.049152],
+    26: [229.390038, 198.702069, 288.455671, 142.825106, 5.85723, -125.065335, -133.326554],
+}
+
+
+def test_the_world_follows_the_reference_trajectory():
+    """Catches a changed constant, integration order, moment of inertia or pymunk version."""
+    env = pusht.PushT()
+    env.reset(options={"state": REFERENCE_START})
+    for step, action in enumerate(REFERENCE_ACTIONS, start=1):
+        state = env.step(action)[0]
+        if step in REFERENCE_AFTER:
+            worst = np.abs(state - REFERENCE_AFTER[step]).max()
+            assert worst < 1e-3, f"after {step} steps off by {worst:.2g}, expected below 1e-3"
+
+
+def test_setting_the_state_that_was_read_changes_nothing():
+    """Catches a setter that goes through pymunk's centre of gravity and comes back with other last digits."""
+    twins = [pusht.PushT(), pusht.PushT()]
+    for env in twins:
+        env.reset(options={"state": REFERENCE_START})
+    for action in REFERENCE_ACTIONS:
+        before = twins[0].state
+        twins[0].state = before
+        assert np.array_equal(twins[0].state, before)
+        a, b = (env.step(action)[0] for env in twins)
+        assert np.array_equal(a, b), "the twin that was set to its own state went another way"
+
+
+def test_what_follows_depends_on_the_state_that_was_set_and_not_on_the_past():
+    """Catches contacts or velocities of an earlier episode that survive in the physics engine."""
+    used, fresh = pusht.PushT(), pusht.PushT()
+    used.reset(options={"state": REFERENCE_START})
+    for action in REFERENCE_ACTIONS[:12]:
+        used.step(action)
+    middle = np.array(REFERENCE_AFTER[10])
+    for env in (used, fresh):
+        env.state = middle
+    for action in REFERENCE_ACTIONS[10:]:
+        assert np.array_equal(used.step(action)[0], fresh.step(action)[0])
+
+
+def test_the_agent_cannot_leave_the_board():
+    """Catches the reference's trap: relative targets drive the agent hundreds of pixels outside."""
+    env, rng = pusht.PushT(), np.random.default_rng(0)
+    env.reset(seed=0)
+    places = np.array([env.step(rng.choice([-1.0, 1.0], 2) if t % 40 == 0 else action)[0][:2]
+                       for t in range(400) for action in [np.sign(np.sin([t / 30, t / 47]))]])
+    assert places.min() >= -1e-6 and places.max() <= 512 + 1e-6, f"went to {places.min():.1f} .. {places.max():.1f}, expected 0 .. 512"
+    assert places.min() < 1 and places.max() > 511, "the test must reach the border to mean something"
+
+
+def test_reset_and_step_have_gymnasiums_signatures():
+    """Catches a swapped tuple, an ignored seed and an ignored goal."""
+    env = pusht.PushT()
+    first, second = env.reset(seed=3)[0], env.reset(seed=3)[0]
+    assert np.array_equal(first, second) and not np.array_equal(first, env.reset(seed=4)[0])
+    state, info = env.reset(options={"state": REFERENCE_START, "goal": REFERENCE_START})
+    assert state.shape == (7,) and np.allclose(info["goal"], REFERENCE_START)
+    state, reward, terminated, truncated, info = env.step(np.zeros(2))
+    assert (reward, terminated, truncated) == (1.0, True, False), "standing on the goal is success"
+    assert env.render(96).shape == (96, 96, 3) and env.render(96).dtype == np.uint8
+    for wrong in ([0.0, np.nan], [0.1], [[0.1, 0.2]]):
+        with pytest.raises(ValueError, match="2 finite numbers"):
+            env.step(wrong)
+    with pytest.raises(ValueError, match="7 finite numbers"):
+        env.state = [1, 2, 3]
+
+
+def test_success_counts_agent_and_block_together_and_turns_on_the_circle():
+    """Catches a rule on the block alone and an angle difference that breaks at 2 pi."""
+    goal = np.array([100.0, 100, 200, 200, 0.1, 0, 0])
+    near, far = goal + [12, 0, 12, 0, 0, 0, 0], goal + [15, 0, 15, 0, 0, 0, 0]             # 17.0 px and 21.2 px
+    turned = goal + [0, 0, 0, 0, 2 * np.pi - 0.2, 0, 0]                                     # 0.2 rad the other way
+    twisted = goal + [0, 0, 0, 0, 0.36, 0, 0]                                               # 20.6 degrees
+    assert pusht.success(np.stack([near, far, turned, twisted]), goal).tolist() == [True, False, True, False]
+    assert pusht.success(np.stack([far, twisted]), goal, object_only=True).tolist() == [True, False]
+
+
+def test_pictures_match_the_reference():
+    """Catches a shifted, mirrored or recoloured drawing. Values read off a reference frame at 224 px, (row, column): RGB."""
+    state = [231.4928, 344.6232, 203.0655, 331.7839, 1.959295, 0, 0]
+    frame = pusht.render(np.array([state]), 224)[0].permute(1, 2, 0).numpy().astype(float)
+    for (row, column), colour in {(112, 2): (211, 211, 211), (140, 60): (119, 136, 153), (118, 85): (119, 136, 153),
+                                  (151, 101): (78, 126, 255), (125, 41): (122, 139, 157), (200, 200): (255, 255, 255)}.items():
+        assert np.abs(frame[row, column] - colour).max() < 25, f"pixel {row, column} is {frame[row, column]}, expected {colour}"
+    assert np.abs(frame.mean((0, 1)) - [247.40, 249.60, 248.94]).max() < 0.3, "expected the reference's mean colour"
+    assert np.abs(frame.std((0, 1)) - [26.58, 19.69, 20.67]).max() < 0.6, "expected the reference's spread of colour"
+
+
+def test_a_picture_is_the_same_alone_and_in_a_batch(recorded):
+    """Catches state leaking between rows and windows that are cut off at the border."""
+    states = torch.from_numpy(recorded["state"][::40]).clone()
+    states[0, :2], states[1, 2:4] = torch.tensor([3.0, 509.0]), torch.tensor([470.0, 480.0])
+    batch = pusht.render(states, 64)
+    assert all(torch.equal(batch[i], pusht.render(states[i:i + 1], 64)[0]) for i in range(len(states)))
+    red = pusht.render(states, 64, block_colour=(200, 0, 0))
+    changed = (red != batch).any(1).float().mean().item()
+    assert 0.02 < changed < 0.12, f"another block colour changes {changed:.1%} of the pixels, expected the block's share"
+
+
+def test_scripted_episodes_depend_on_seed_and_index_alone(recorded):
+    """Catches random numbers drawn from a shared generator: results that change with the number of processes."""
+    more = pusht.collect(60, seed=5, workers=2)
+    assert np.array_equal(more["state"][:len(recorded["state"])], recorded["state"])
+    assert not np.array_equal(pusht.collect(1, seed=6)["state"][:49], recorded["state"][:49])
+    assert pusht.collect(60, seed=5, workers=1)["action"].tobytes() == more["action"].tobytes()
+
+
+def test_scripted_episodes_push_the_block_and_keep_it_on_the_board():
+    """Catches a policy that jitters, loses the block at a wall or moves at another scale than the authors' data."""
+    data = pusht.collect(60, seed=11)
+    states, lengths = data["state"], data["ep_len"]
+    assert lengths.min() >= 49 and lengths.max() <= 246 and 105 < lengths.mean() < 145
+    assert (abs(data["action"].std(0) - 0.2) < 0.04).all(), f"action std {data['action'].std(0)}, expected near 0.2"
+    assert states[:, :4].min() > 15 and states[:, :4].max() < 497, "something left the board"
+    assert states[:, 2:4].std(0).max() < 80, "the block does not stay mid-board"
+    pairs = [(data["state"][o], data["state"][o + 25]) for o in data["ep_offset"] for o in range(o, o + 24, 6)]
+    starts, goals = (np.stack(side) for side in zip(*pairs))
+    moved = (pusht.distances(starts, goals)[1] > 5).mean()
+    assert moved > 0.6, f"the block moves in {moved:.0%} of 25-step windows, expected most"
+
+
+def test_recorded_actions_lead_to_the_recorded_states(recorded):
+    """Catches action[t] stored beside state[t + 1]."""
+    env, first = pusht.PushT(), slice(0, recorded["ep_len"][0])
+    states, actions = recorded["state"][first], recorded["action"][first]
+    env.reset(options={"state": states[0]})
+    worst = max(np.abs(env.step(actions[t])[0][:2] - states[t + 1][:2]).max() for t in range(20))
+    assert worst < 0.01, f"replaying 20 actions misses by {worst:.3f} px, expected below 0.01"
+
+
+def test_held_out_pairs_are_unsolved_and_replaying_their_actions_solves_them():
+    """Catches pairs that are won by doing nothing, and starts and goals from different episodes."""
+    starts, goals, actions = pusht.held_out_pairs(20, "dev", seed=3)
+    assert not pusht.success(starts, goals).any()
+    assert np.array_equal(starts[:5], pusht.held_out_pairs(5, "dev", seed=3)[0]), "the first pairs must not depend on how many"
+    assert not np.array_equal(starts, pusht.held_out_pairs(20, "test", seed=3)[0])
+    episodes = lewm.play(pusht, starts, goals, 25, lambda which, states: actions[which])
+    assert sum(pusht.success(states[-1], goal) for states, goal in zip(episodes, goals)) >= 19
+
+
+def test_data_sets_survive_writing_and_reading(tmp_path, recorded):
+    """Catches a lost column, an overwritten data set, and files that would run code."""
+    for name in ("data.npz", "folder"):
+        pusht.save(tmp_path / name, recorded)
+        back = pusht.load(tmp_path / name)
+        assert all(np.array_equal(back[column], recorded[column]) for column in recorded)
+        with pytest.raises(FileExistsError):
+            pusht.save(tmp_path / name, recorded)
+    assert isinstance(pusht.load(tmp_path / "folder")["state"], np.memmap)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data.npz", "folder"], "temporary files were left behind"
+    (tmp_path / "broken.npz").write_bytes((tmp_path / "data.npz").read_bytes()[:1000])
+    np.savez(tmp_path / "code.npz", action=np.array([{"a": 1}], dtype=object), ep_len=np.array([1]), state=np.zeros((1, 7)))
+    np.savez(tmp_path / "poor.npz", action=np.zeros((5, 2)))
+    for name, words in (("broken.npz", "damaged"), ("code.npz", "damaged"), ("poor.npz", "lacks"), ("none", "make some")):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            pusht.load(tmp_path / name)
+
+
+# ---- the networks ------------------------------------------------------------------------------------------------
+
+def test_the_paper_preset_has_the_authors_size_and_takes_a_step():
+    """Catches a missing bias, a merged matrix of the wrong size, a forgotten layer. The authors' weights: 18,034,478."""
+    model = lewm.LeWM(lewm.Config.preset("paper", batch_size=2))
+    assert sum(p.numel() for p in model.parameters()) == 18_034_478
+    pixels = torch.randint(0, 256, (2, 4, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    loss, _ = model.loss(pixels, noise(2, 3, 10))
+    loss.backward()
+    missing = [name for name, p in awake(model).named_parameters() if p.grad is None]
+    assert math.isfinite(loss.item()) and not missing, f"no gradient reaches {missing}"
+
+
+def test_the_encoder_sees_where_things_are():
+    """Catches a lost position embedding: without it a ViT cannot tell two pictures with the same patches apart."""
+    model = lewm.LeWM(tiny()).eval()
+    picture = noise(1, 1, 3, 32, 32)
+    moved = picture.roll(16, dims=-1)                                       # the same patches in another order
+    gap = (model.encode(picture) - model.encode(moved)).abs().max().item()
+    assert gap > 1e-4, f"moving the patches changes the embedding by {gap:.1g}, expected a visible change"
+
+
+def test_bytes_and_normalised_floats_encode_alike():
+    """Catches scaling done twice, or not at all."""
+    model = lewm.LeWM(tiny()).eval()
+    pixels = torch.randint(0, 256, (2, 2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    assert torch.allclose(model.encode(pixels), model.encode((pixels.float() / 255 - mean) / std), atol=1e-5)
+
+
+def test_at_initialisation_actions_have_no_effect_and_after_one_step_they_do():
+    """Catches AdaLN layers that do not start at zero, and ones that never learn."""
+    torch.manual_seed(0)
+    model = lewm.LeWM(tiny(dropout=0.0))
+    z, actions = noise(8, 3, 16), noise(8, 3, 10, seed=1)
+    assert torch.equal(model.predict(z, actions), model.predict(z, -actions)), "at initialisation actions must not matter"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    (model.predict(z, actions) - noise(8, 3, 16, seed=2)).square().mean().backward()
+    optimizer.step()
+    gap = (model.predict(z, actions) - model.predict(z, -actions)).abs().max().item()
+    assert gap > 1e-3, f"after one step actions change the prediction by {gap:.1g}, expected more than 0.001"
+
+
+def test_at_initialisation_every_predictor_layer_is_the_identity():
+    """Catches a gate that starts open."""
+    predictor = lewm.LeWM(tiny()).predictor
+    x, c = noise(2, 3, 24), noise(2, 3, 24, seed=1)
+    assert all(torch.equal(block(x, c), x) for block in predictor.blocks)
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_the_predictor_never_looks_ahead(k):
+    """Catches a missing causal mask and actions shifted by one: frame or action k may change outputs k and later only."""
+    model = awake(lewm.LeWM(tiny()).eval())
+    z, actions = noise(2, 3, 16), noise(2, 3, 10, seed=1)
+    base = model.predict(z, actions)
+    for changed in ("frame", "action"):
+        z2, actions2 = z.clone(), actions.clone()
+        (z2 if changed == "frame" else actions2)[:, k] += 1
+        gap = (model.predict(z2, actions2) - base).abs().amax((0, 2))
+        assert (gap[:k] < 1e-6).all(), f"{changed} {k} changes earlier outputs: {gap.tolist()}"
+        assert (gap[k:] > 1e-4).all(), f"{changed} {k} does not reach outputs {k} and later: {gap.tolist()}"
+
+
+def test_the_order_of_frames_matters_to_the_predictor():
+    """Catches a lost position embedding in the predictor."""
+    model = awake(lewm.LeWM(tiny()).eval())
+    z, actions = noise(1, 3, 16), torch.zeros(1, 3, 10)
+    gap = (model.predict(z, actions)[:, -1] - model.predict(z[:, [1, 0, 2]], actions)[:, -1]).abs().max().item()
+    assert gap > 1e-5, f"swapping two frames changes the prediction by {gap:.1g}"
+
+
+# ---- the loss ----------------------------------------------------------------------------------------------------
+
+FLOOR = 2 * sum(math.exp(-t * t / 2) * (1 - math.exp(-t * t)) * 3e-4 for t in np.arange(0, 3, 3e-4))    # 1.0525
+
+
+@pytest.mark.parametrize("B", [32, 256])
+def test_sigreg_of_a_gaussian_is_its_floor_at_any_batch_size(B):
+    """Catches a missing factor B (weight 1/B too small), a missing doubling, a wrong weight. Theory: 1.0525."""
+    torch.manual_seed(0)
+    sigreg = lewm.SIGReg(directions=64)
+    values = torch.stack([sigreg(torch.randn(B, 2, 64)) for _ in range(60)])
+    error = values.std().item() / math.sqrt(len(values))
+    assert abs(values.mean().item() - FLOOR) < 5 * error + 0.01, f"mean {values.mean():.4f} +- {error:.4f}, expected {FLOOR:.4f}"
+
+
+def test_sigreg_agrees_with_a_slow_complex_version():
+    """Catches slips in the formula: phi, weights, trapezoid ends, averaging. float64, complex, loops."""
+    B, T, D, M = 16, 3, 8, 5
+    z, directions = noise(B, T, D), noise(D, M, seed=1)
+    total, knots = 0.0, np.linspace(0, 3, 17)
+    for t in range(T):
+        for m in range(M):
+            line = (directions[:, m] / directions[:, m].norm()).double().numpy()
+            shadow = z[:, t].double().numpy() @ line
+            error = [abs(np.exp(1j * k * shadow).mean() - np.exp(-k * k / 2)) ** 2 * np.exp(-k * k / 2) for k in knots]
+            total += B * 2 * np.trapezoid(error, knots)
+    ours = lewm.SIGReg()(z, directions).item()
+    assert abs(ours - total / (T * M)) < 1e-4, f"{ours:.6f}, expected {total / (T * M):.6f}"
+
+
+@pytest.mark.parametrize("name, expected", [("zero", 51.46), ("twice as wide", 31.7), ("shifted by 1", 50.6), ("half dead", 7.3)])
+def test_sigreg_punishes_what_is_not_gaussian(name, expected):
+    """Catches a regulariser that lets collapse pay. Known values at B 128, D 192, within 15 %."""
+    z = noise(128, 4, 192)
+    z = {"zero": 0 * z, "twice as wide": 2 * z, "shifted by 1": z + 1, "half dead": z * (torch.arange(192) < 96)}[name]
+    torch.manual_seed(0)
+    value = lewm.SIGReg()(z).item()
+    assert abs(value / expected - 1) < 0.15, f"{value:.2f}, expected about {expected}"
+
+
+def test_sigreg_never_pools_time_steps():
+    """Catches the wrong axis: for clips that stand still, pooling B * T rows gives about 4.2 instead of 1.05."""
+    torch.manual_seed(0)
+    sigreg = lewm.SIGReg(directions=256)
+    value = np.mean([sigreg(torch.randn(64, 1, 64).expand(-1, 4, -1)).item() for _ in range(20)])
+    assert abs(value - FLOOR) < 0.2, f"{value:.2f}, expected {FLOOR:.2f}"
+    with pytest.raises(ValueError, match="windows B, frames T"):
+        sigreg(torch.randn(64, 64))
+
+
+def test_the_loss_is_prediction_plus_lambda_sigreg():
+    """Catches a wrong target frame, a sum in place of a mean, a lost lambda."""
+    model = awake(lewm.LeWM(tiny(dropout=0.0, sigreg_weight=0.3)))
+    pixels, actions = noise(8, 4, 3, 32, 32), noise(8, 3, 10, seed=1)
+    torch.manual_seed(7)
+    loss, parts = model.loss(pixels, actions)
+    z = model.encode(pixels)
+    z_hat = model.predict(z[:, :3], actions)
+    prediction = (z_hat - z[:, 1:]).square().mean()
+    torch.manual_seed(7)
+    expected = prediction + 0.3 * model.sigreg(z)
+    assert torch.allclose(loss, expected, atol=1e-5) and torch.allclose(parts["prediction"], prediction, atol=1e-5)
+
+
+def test_gradients_flow_through_both_sides_of_the_error():
+    """Catches a detached target, which the paper does not have."""
+    model = awake(lewm.LeWM(tiny(sigreg_weight=0.0)))
+    pixels = noise(4, 4, 3, 32, 32).requires_grad_()
+    model.projector.eval()                                  # batch norm would carry a gradient from frame to frame
+    model.loss(pixels, noise(4, 3, 10, seed=1))[0].backward()
+    reach = pixels.grad.abs().amax((0, 2, 3, 4))
+    assert (reach > 0).all(), f"gradient at frames 0 to 3: {reach.tolist()}; the last frame is only ever a target"
+
+
+def test_long_windows_hold_several_examples():
+    """Catches predictions that see more than `history` frames, or a future frame paired with the wrong past."""
+    model = awake(lewm.LeWM(tiny(dropout=0.0, sigreg_weight=0.0, frames=6)).eval())
+    pixels, actions = noise(4, 6, 3, 32, 32), noise(4, 5, 10, seed=1)
+    pieces = [model.loss(pixels[:, s:s + 4], actions[:, s:s + 3])[0] for s in range(3)]
+    assert torch.allclose(model.loss(pixels, actions)[0], torch.stack(pieces).mean(), atol=1e-5)
+
+
+# ---- windows of data ---------------------------------------------------------------------------------------------
+
+def counting_data(lengths=(30, 16, 15, 40)):
+    """A data set in which every frame and every action is its own row number."""
+    rows = sum(lengths)
+    data = {"action": np.arange(rows, dtype=np.float32)[:, None].repeat(2, 1), "ep_len": np.array(lengths),
+            "ep_offset": np.cumsum(lengths) - lengths, "pixels": np.zeros((rows, 8, 8, 3), np.uint8)}
+    data["pixels"][:] = np.arange(rows, dtype=np.uint8)[:, None, None, None]
+    return data
+
+
+def test_windows_pair_each_frame_with_the_actions_that_follow_it():
+    """Catches blocks that are off by one step, or interleaved the wrong way."""
+    cfg, data = tiny(image_size=8, patch_size=8), counting_data()
+    stats = torch.tensor([[0.0, 0], [1, 1], [-1, -1], [1, 1]])
+    pixels, actions = lewm.get_batch(data, np.array([0, 7, 61]), cfg, stats, torch.device("cpu"))
+    assert pixels.shape == (3, 4, 3, 8, 8) and actions.shape == (3, 3, 10)
+    for row, start in enumerate([0, 7, 61]):
+        assert pixels[row, :, 0, 0, 0].tolist() == [start, start + 5, start + 10, start + 15]
+        for k in range(3):
+            expected = [float(start + 5 * k + i) for i in range(5) for _ in range(2)]
+            assert actions[row, k].tolist() == expected, f"block {k} of the window at {start}"
+
+
+def test_windows_cover_every_valid_start_and_never_cross_an_episodes_end():
+    """Catches windows over the gap between two episodes and starts that are never drawn."""
+    data = counting_data()
+    starts = lewm.window_starts(data, tiny(), range(4))
+    expected = [*range(0, 15), 30, *range(61, 86)]          # lengths 30, 16, 15, 40 leave 15, 1, 0 and 25 starts
+    assert starts.tolist() == expected
+
+
+def test_episodes_are_split_whole_by_seed_and_before_anything_else():
+    """Catches validation windows that overlap training windows."""
+    train, held_out = lewm.split_episodes(100, 0.1, seed=1)
+    assert len(held_out) == 10 and sorted([*train, *held_out]) == list(range(100))
+    assert lewm.split_episodes(100, 0.1, seed=1)[1].tolist() == held_out.tolist() != lewm.split_episodes(100, 0.1, seed=2)[1].tolist()
+    assert len(lewm.split_episodes(1, 0.5, seed=0)[0]) == 1, "one episode must stay for training"
+
+
+def test_action_statistics_ignore_the_nan_rows_at_episode_ends():
+    """Catches statistics that become NaN on the authors' files."""
+    action = np.array([[1.0, 2], [3, 2], [np.nan, np.nan]])
+    assert lewm.action_statistics(action).tolist() == [[2, 2], [1, 1], [1, 2], [3, 2]]
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda d: d.pop("ep_len"), "lacks ep_len"), (lambda d: d.pop("pixels"), "pixels or state"),
+    (lambda d: d.update(action=d["action"][:, :1]), "action_dim"), (lambda d: d.update(ep_len=d["ep_len"] + 1), "do not fit"),
+    (lambda d: d.update(pixels=d["pixels"].astype(float)), "uint8"), (lambda d: d.update(ep_len=np.array([5, 5, 5, 5])), "steps of a window")])
+def test_arrays_that_do_not_fit_are_refused_by_name(change, words):
+    """Catches training on garbage, and errors that only show up deep inside torch."""
+    data = counting_data()
+    change(data)
+    with pytest.raises(ValueError, match=words):
+        lewm.train(tiny(image_size=8, patch_size=8), data)
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    """Catches a cosine that does not span the whole run."""
+    cfg = tiny(steps=100, warmup=0.1, lr=1.0)
+    rates = [lewm.learning_rate(step, cfg) for step in range(100)]
+    assert rates[0] == 0.1 and rates[9] == 1.0 and max(rates) == 1.0 and rates[-1] < 0.01
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:]))
+
+
+def test_diagnostics_have_known_answers():
+    """Catches a rank that ignores a dead dimension, and a straightness that is not a cosine of velocities."""
+    z = noise(4000, 8)
+    assert abs(lewm.effective_rank(z) - 8) < 0.1 and abs(lewm.effective_rank(z * (torch.arange(8) < 4)) - 4) < 0.1
+    assert lewm.effective_rank(z[:, :1] * torch.ones(8)) < 1.001
+    line = torch.arange(5.0)[None, :, None] * noise(3, 1, 8)
+    assert abs(lewm.straightness(line) - 1) < 1e-5
+    assert abs(lewm.straightness(noise(4000, 5, 64)) + 0.5) < 0.05, "independent frames turn back half the time: cosine -0.5"
+
+
+def test_looking_at_a_model_does_not_change_it():
+    """Catches diagnostics that move batch-norm averages or the random state, so that logging changes the run."""
+    model = lewm.LeWM(tiny()).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    numbers = lewm.diagnose(model, torch.zeros(8, 4, 3, 32, 32, dtype=torch.uint8), noise(8, 3, 10))
+    assert model.training and torch.equal(random, torch.get_rng_state()) and all(map(math.isfinite, numbers.values()))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp_path, recorded):
+    """Catches any state that is missing from the checkpoint: optimizer, random numbers, sampler, step."""
+    cfg = tiny(steps=12)
+    whole = lewm.train(cfg, recorded, tmp_path / "whole", device="cpu")
+    calls = []
+
+    def stops_after_a_while(states, size):
+        calls.append(1)
+        if len(calls) == 7:
+            signal.raise_signal(signal.SIGINT)              # Ctrl-C in the middle of a step
+        return pusht.render(states, size)
+
+    with pytest.raises(KeyboardInterrupt):
+        lewm.train(cfg, recorded, tmp_path / "stopped", device="cpu", render=stops_after_a_while)
+    step = torch.load(tmp_path / "stopped/checkpoint.pt", weights_only=True)["step"]
+    assert 0 < step < 12
+    resumed = lewm.train(cfg, recorded, tmp_path / "stopped", resume=True, device="cpu")
+    different = [name for name, value in whole.state_dict().items() if not torch.equal(value, resumed.state_dict()[name])]
+    assert not different, f"after stopping at step {step} these differ: {different}"
+    tables = [(tmp_path / name / "metrics.csv").read_text().splitlines() for name in ("whole", "stopped")]
+    assert [row.split(",")[:6] for row in tables[0]] == [row.split(",")[:6] for row in tables[1]]
+    with pytest.raises(ValueError, match="lr is 0.5"):
+        lewm.train(tiny(steps=12, lr=0.5), recorded, tmp_path / "stopped", resume=True, device="cpu")
+    with pytest.raises(ValueError, match="other data"):
+        lewm.train(cfg, {**recorded, "action": recorded["action"] * 0.5}, tmp_path / "stopped", resume=True, device="cpu")
+
+
+def test_a_checkpoint_loads_in_a_fresh_process_with_the_same_outputs(tmp_path):
+    """Catches weights that are not saved, and key names with a compiler's prefix."""
+    torch.manual_seed(0)
+    model = awake(lewm.LeWM(tiny())).eval()
+    lewm.save_checkpoint(tmp_path / "c.pt", model)
+    code = ("import sys, torch, importlib; lewm = importlib.import_module(sys.argv[1]); model, cfg, _ = lewm.load_checkpoint(sys.argv[2]);"
+            "g = torch.Generator().manual_seed(0); print(model.encode(torch.randn(1, 2, 3, 32, 32, generator=g)).double().sum().item())")
+    answer = subprocess.run([sys.executable, "-c", code, lewm.__name__, tmp_path / "c.pt"], capture_output=True, text=True, cwd=HERE, check=True)
+    assert float(answer.stdout) == pytest.approx(model.encode(noise(1, 2, 3, 32, 32)).double().sum().item(), abs=1e-5)
+
+
+class Trap:
+    def __reduce__(self):
+        return (os.system, ("touch trap-was-sprung",))
+
+
+def test_damaged_and_foreign_checkpoints_are_refused_and_never_executed(tmp_path, monkeypatch):
+    """Catches torch.load without weights_only, and half a file that loads as half a model."""
+    monkeypatch.chdir(tmp_path)
+    lewm.save_checkpoint("good.pt", lewm.LeWM(tiny()))
+    good = Path("good.pt").read_bytes()
+    Path("half.pt").write_bytes(good[:len(good) // 2])
+    Path("empty.pt").write_bytes(b"")
+    Path("text.pt").write_text("hello")
+    torch.save({"weights": torch.zeros(3)}, "foreign.pt")
+    torch.save([1, 2], "list.pt")
+    torch.save({"format": "lewm", "version": 1, "config": Trap()}, "trap.pt")
+    content = torch.load("good.pt", weights_only=True)
+    torch.save({**content, "config": {**content["config"], "embed_dim": 17}}, "misfit.pt")
+    for name in ("half.pt", "empty.pt", "text.pt", "foreign.pt", "list.pt", "trap.pt", "misfit.pt"):
+        with pytest.raises(ValueError, match=f"{name} is damaged or no checkpoint"):
+            lewm.load_checkpoint(name)
+    assert not Path("trap-was-sprung").exists(), "loading a checkpoint executed code in it"
+    with pytest.raises(FileNotFoundError, match="--train"):
+        lewm.load_checkpoint("missing.pt")
+
+
+def test_a_write_that_dies_leaves_the_old_file(tmp_path):
+    """Catches checkpoints written in place: a kill in the middle would lose both the old and the new one."""
+    lewm.write_atomically(tmp_path / "file", lambda temporary: temporary.write_text("old"))
+
+    def dies(temporary):
+        temporary.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError):
+        lewm.write_atomically(tmp_path / "file", dies)
+    assert (tmp_path / "file").read_text() == "old"
+
+
+def test_compiled_and_eager_give_the_same_number(monkeypatch, capsys):
+    """Catches a compiled step that is another function, and a missing compiler that ends the run."""
+    model = awake(lewm.LeWM(tiny(dropout=0.0, sigreg_weight=0.0, encoder_depth=1, predictor_depth=1)))
+    pixels, actions = noise(4, 4, 3, 32, 32), noise(4, 3, 10, seed=1)
+    eager = model.loss(pixels, actions)[0].item()
+    assert abs(lewm.compiled(model.loss)(pixels, actions)[0].item() - eager) < 1e-4 * max(1, abs(eager))
+
+    def no_compiler(function):
+        def fails(*args):
+            raise RuntimeError("no compiler here")
+        return fails
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    assert lewm.compiled(model.loss)(pixels, actions)[0].item() == pytest.approx(eager, rel=1e-5)
+    assert "going on without it" in capsys.readouterr().err
+
+
+def test_other_peoples_arrays_train_too(tmp_path):
+    """Catches Push-T's sizes hidden in the code: a world with 3 action numbers, blocks of 2 steps and 20 px pictures."""
+    rng = np.random.default_rng(0)
+    data = {"pixels": rng.integers(0, 256, (200, 20, 20, 3), dtype=np.uint8), "action": rng.normal(size=(200, 3)),
+            "ep_len": np.full(4, 50), "ep_offset": np.arange(4) * 50}
+    model = lewm.train(tiny(action_dim=3, frame_skip=2, steps=2), data, device="cpu")
+    assert model.predict(noise(2, 3, 16), noise(2, 3, 6)).shape == (2, 3, 16) and not list(tmp_path.iterdir())
+
+
+# ---- imagination and planning ------------------------------------------------------------------------------------
+
+class Adder(lewm.LeWM):
+    """A toy world that is known exactly: an embedding moves by the first numbers of the action block."""
+
+    def predict(self, z, actions):
+        return z + actions[..., :z.shape[-1]]
+
+
+def test_imagination_pairs_each_action_with_the_frame_before_it():
+    """Catches a rollout that is off by one, or that reuses an action."""
+    model, actions = Adder(tiny(embed_dim=4)), noise(2, 3, 6, 10)
+    z = noise(2, 1, 4, seed=1)
+    assert torch.allclose(model.rollout(z, actions), z[:, None] + actions[..., :4].cumsum(2), atol=1e-5)
+    context = noise(2, 3, 4, seed=2)
+    ends = model.rollout(context, actions)
+    assert ends.shape == (2, 3, 6, 4)
+    assert torch.allclose(ends[:, :, :2], context[:, None, :2] + actions[:, :, :2, :4]), "context is given, not imagined"
+    assert torch.allclose(ends[:, :, 2:], context[:, None, 2:] + actions[:, :, 2:, :4].cumsum(2), atol=1e-5)
+    with pytest.raises(ValueError, match="at least 3 action blocks"):
+        model.rollout(context, actions[:, :, :2])
+
+
+def test_imagination_agrees_with_prediction_on_known_frames():
+    """Catches a rollout that shows the predictor another history than training does."""
+    model = awake(lewm.LeWM(tiny()).eval())
+    z, actions = noise(2, 3, 16), noise(2, 3, 10, seed=1)
+    assert torch.allclose(model.rollout(z, actions[:, None])[:, 0], model.predict(z, actions), atol=1e-5)
+
+
+def toy_planner():
+    model = Adder(tiny(embed_dim=4)).eval()
+    model.action_stats.copy_(torch.tensor([[0.0, 0], [1, 1], [-2, -2], [2, 2]]))
+    return model
+
+
+def test_planning_finds_a_known_optimum_within_the_bounds():
+    """Catches a sign error in the cost, elites taken from the wrong end, and plans outside the data's range."""
+    model, z = toy_planner(), torch.zeros(2, 4)
+    goal = torch.tensor([[3.0, -2, 1, 0], [100, 100, 100, 100]])
+    plan = lewm.cem(model, z, goal, horizon=3, candidates=200, iterations=25, elites=20)
+    end = plan[..., :4].sum(1)
+    assert plan.shape == (2, 3, 10) and plan.abs().max() <= 2 + 1e-6, f"an action of {plan.abs().max():.2f}, expected at most 2"
+    assert (end[0] - goal[0]).abs().max() < 0.1, f"the plan ends at {end[0].tolist()}, expected {goal[0].tolist()}"
+    assert (end[1] > 5.5).all(), f"a goal out of reach wants every action at its bound, 3 x 2 = 6; got {end[1].tolist()}"
+
+
+def test_a_plan_depends_on_its_own_episode_alone():
+    """Catches random numbers shared by a batch: results that change with the batch size, and plans that differ from run to run."""
+    model = awake(lewm.LeWM(tiny(dropout=0.5))).eval()
+    model.action_stats[2:] *= 3
+    z, goal, settings = noise(3, 16), noise(3, 16, seed=1), dict(horizon=3, candidates=40, iterations=6, elites=8)
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    generator = lambda e: torch.Generator().manual_seed(e)
+    together = lewm.cem(model, z, goal, [generator(e) for e in range(3)], **settings)
+    alone = torch.cat([lewm.cem(model, z[e:e + 1], goal[e:e + 1], [generator(e)], **settings) for e in range(3)])
+    assert torch.equal(together, alone), f"plans differ by {(together - alone).abs().max():.2g}"
+    assert not torch.allclose(together[0], lewm.cem(model, z[:1], goal[:1], [generator(9)], **settings)[0])
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers()), "planning changed a batch norm"
+
+
+def test_a_cost_of_nan_is_an_error_and_not_a_plan():
+    """Catches a planner that picks its elites among NaN."""
+    with pytest.raises(FloatingPointError, match="not finite"):
+        lewm.cem(toy_planner(), torch.full((1, 4), math.nan), torch.zeros(1, 4), iterations=2)
+
+
+def test_the_wilson_interval_has_known_values():
+    """Catches the normal approximation, which promises 100 % +- 0 for 50 of 50. Values from the literature."""
+    for (successes, n), expected in {(48, 50): (0.8654, 0.9890), (50, 50): (0.9287, 1.0), (0, 100): (0.0, 0.0370)}.items():
+        assert np.allclose(lewm.wilson(successes, n), expected, atol=2e-4)
+
+
+def test_evaluation_gives_the_same_pairs_the_same_outcome_in_any_company(tmp_path):
+    """Catches pairs, noise or pictures that depend on how many episodes are evaluated; and baselines that are not played."""
+    torch.manual_seed(0)
+    model = awake(lewm.LeWM(tiny())).eval()
+    cfg = tiny(candidates=10, iterations=2, elites=3, budget=10, horizon=2, replan=1)
+    seen = {}
+
+    def spy(n):
+        world = types.SimpleNamespace(**{name: getattr(pusht, name) for name in ("PushT", "render", "success", "distances", "held_out_pairs")})
+        world.draw_outcomes = lambda path, histories, goals, won: (seen.update({n: histories}), pusht.draw_outcomes(path, histories, goals, won))
+        return lewm.evaluate(model, cfg, "dev", episodes=n, world=world, gif=tmp_path / f"{n}.gif")
+
+    results = [spy(n) for n in (2, 4)]
+    assert all(np.array_equal(a, b) for a, b in zip(seen[2], seen[4])), "the first two episodes went another way in company"
+    assert json.loads(json.dumps(results[1]))["policies"].keys() == {"LeWM + CEM", "random actions", "doing nothing", "recorded actions"}
+    assert (tmp_path / "4.gif").stat().st_size > 1000
+
+
+# ---- the command line --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("argv, words", [
+    ("--train --bogus 1", "--bogus"), ("--train --image_size 60 --patch_size 7", "60 is not a multiple of patch_size 7"),
+    ("--train --preset nano --elites 4000", "elites 4000 is more than candidates"), ("--train --history 4", "history 4 must be less than the 4"),
+    ("--train --lr -1", "lr is -1.0"), ("--train --steps 0", "steps is 0"), ("--train --steps two", "two"), ("--train --preset big", "big"),
+    ("--train --dropout 1.0", "dropout 1.0"), ("--train --seed 1000000", "seed 1000000"), ("--train --data nowhere", "nowhere"),
+    ("--train --device warp9", "warp9"), ("--eval nothing.pt", "nothing.pt"), ("--eval a.pt --train", "either"), ("--seed 1", "either")])
+def test_cli_refuses_what_is_impossible_in_one_line_that_names_it(argv, words):
+    """Catches silent clipping, ignored flags and tracebacks."""
+    with pytest.raises((SystemExit, ValueError, OSError)) as caught:
+        lewm.main(argv.split())
+    assert words in str(caught.value) and "\n" not in str(caught.value), str(caught.value)
+
+
+def test_cli_offers_every_field_of_config_with_its_comment(capsys):
+    """Catches a field without a flag, or without an explanation."""
+    with pytest.raises(SystemExit):
+        lewm.main([])
+    text = " ".join(capsys.readouterr().out.split())
+    for field in lewm.dataclasses.fields(lewm.Config):
+        assert f"--{field.name}" in text
+    assert "D, width of an embedding" in text
+
+
+def test_cli_trains_evaluates_and_resumes(tmp_path):
+    """Catches a command line that does not do what the functions do; every file that it promises must be there."""
+    small = "--train_episodes 6 --steps 6 --episodes 2 --candidates 8 --elites 3 --iterations 1 --budget 10 --replan 2".split()
+    lewm.main(["--train", "--preset", "smoke", "--device", "cpu", "--out", str(tmp_path), *small])
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "metrics.csv", "curves.png", "plan.gif", "result.json"}
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["episodes"] == 2 and result["config"]["steps"] == 6 and result["versions"]["torch"] == torch.__version__
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    lewm.main(["--train", "--resume", "--device", "cpu", "--out", str(tmp_path)])
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before, "a finished run must not train on"
+    lewm.main(["--eval", str(tmp_path / "checkpoint.pt"), "--episodes", "3", "--split", "dev", "--device", "cpu"])
+    assert json.loads((tmp_path / "result.json").read_text())["episodes"] == 3
+
+
+def test_importing_the_file_does_nothing_and_needs_no_push_t(tmp_path):
+    """Catches work at import, and a file that cannot be copied into another project alone."""
+    (tmp_path / "lewm.py").write_text(Path(lewm.__file__).read_text())
+    answer = subprocess.run([sys.executable, "-c", "import sys, lewm; print(sorted({'pusht', 'pymunk', 'matplotlib.pyplot'} & set(sys.modules)))"],
+                            cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]" and not answer.stderr
+
+
+def test_every_command_in_the_readme_exists():
+    """Catches a README that promises flags which are not there."""
+    commands = re.findall(r"^python lewm\.py (.*?)(?: *#.*)?$", (HERE / "README.md").read_text(), re.M)
+    assert len(commands) >= 4
+    for command in commands:
+        lewm.parse_arguments(command.split())
