@@ -348,9 +348,9 @@ def _episode(seed, index):
         block = (block_x, block_y, cos, sin)
         if mode == "choose":
             draw, pace = rng.random(), rng.uniform(0.2, 0.55)
-            if draw < 0.05:
+            if draw < 0.03:
                 mode, steps_left = "rest", int(rng.integers(2, 8))
-            elif draw < 0.15:
+            elif draw < 0.1:
                 mode, steps_left, goal = "wander", int(rng.integers(5, 25)), rng.uniform(40, BOARD - 40, 2).tolist()
             else:
                 mode, steps_left, contact = "approach", 40, _choose_contact(rng, x, y, *block)
@@ -361,7 +361,7 @@ def _episode(seed, index):
         if mode == "approach":
             goal = (point_x - 24 * push_x, point_y - 24 * push_y)
             if math.hypot(goal[0] - x, goal[1] - y) < 9:
-                mode, steps_left, slant, pace = "push", int(rng.integers(6, 26)), rng.normal(0, 0.3), rng.uniform(0.1, 0.4)
+                mode, steps_left, slant, pace = "push", int(rng.integers(8, 40)), rng.normal(0, 0.3), rng.uniform(0.1, 0.4)
 
         if mode == "rest":
             want_x = want_y = 0.0
@@ -388,7 +388,8 @@ def _episode(seed, index):
         centre_x, centre_y = state[2] - 45 * math.sin(state[4]), state[3] + 45 * math.cos(state[4])
         outwards = push_x * (centre_x - BOARD / 2) + push_y * (centre_y - BOARD / 2) if mode == "push" else 0
         astray = outwards > 0 and max(abs(centre_x - BOARD / 2), abs(centre_y - BOARD / 2)) > 100
-        if steps_left <= 0 or astray:
+        lost = mode == "push" and _distance_to_block(x, y, *block) > AGENT_RADIUS + 15
+        if steps_left <= 0 or astray or lost:
             mode, contact = "choose", None
     return states, actions
 
