@@ -20,7 +20,6 @@ Letters, each used for one thing only:
 """
 
 import argparse
-import csv
 import dataclasses
 import inspect
 import json
@@ -112,26 +111,19 @@ class Config:
 
     def __post_init__(self):
         """Refuse impossible values in one line that names the value and the limit."""
-        for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
-            kinds = {int: int, float: (int, float), bool: (bool, type(None))}[field.type]
-            if not isinstance(value, kinds) or (field.type is not bool and isinstance(value, bool)):
-                raise ValueError(f"{name} is {value!r}: it must be of type {field.type.__name__}")
-            least = 0 if name in MAY_BE_ZERO else 1 if field.type is int else 1e-12
-            if field.type is not bool and not least <= value < math.inf:
-                raise ValueError(f"{name} is {value}: it must be finite and {'at least' if least != 1e-12 else 'above'} {round(least)}")
+        for name, kind, value in [(field.name, field.type, getattr(self, field.name)) for field in dataclasses.fields(self)]:
+            if kind is not bool and (isinstance(value, bool) or not isinstance(value, (int, kind)) or not math.isfinite(value)):
+                raise ValueError(f"{name} is {value!r}: it must be a finite {kind.__name__}")
+            if kind is not bool and (value < 0 or (value == 0 and name not in MAY_BE_ZERO)):
+                raise ValueError(f"{name} is {value}: it must be {'at least' if name in MAY_BE_ZERO else 'above'} 0")
         for fine, message in (
                 (self.image_size % self.patch_size == 0, "image_size {image_size} is not a multiple of patch_size {patch_size}"),
-                (self.encoder_width % self.encoder_heads == 0,
-                 "encoder_width {encoder_width} is not a multiple of encoder_heads {encoder_heads}"),
+                (self.encoder_width % self.encoder_heads == 0, "encoder_width {encoder_width} is not a multiple of encoder_heads {encoder_heads}"),
                 (self.history < self.frames, "history {history} must be less than the {frames} frames of a window"),
-                (self.elites <= self.candidates, "elites {elites} is more than candidates {candidates}"),
-                (self.elites >= 2, "elites {elites} is too few: a standard deviation needs 2"),
+                (2 <= self.elites <= self.candidates, "elites {elites} must be at least 2 and at most the {candidates} candidates"),
                 (self.replan <= self.horizon, "replan {replan} is more than horizon {horizon}"),
-                (self.batch_size >= 2, "batch_size {batch_size} is too small: batch normalisation needs 2"),
-                (self.knots >= 2, "knots {knots} is too few: the trapezoid rule needs 2"),
-                (self.dropout < 1 and self.held_out < 1 and self.warmup <= 1,
-                 "dropout {dropout}, held_out {held_out} and warmup {warmup} are shares: below 1 (warmup at most 1)"),
+                (self.batch_size >= 2 and self.knots >= 2, "batch_size {batch_size} and knots {knots} must each be at least 2"),
+                (max(self.dropout, self.held_out) < 1 >= self.warmup, "dropout {dropout}, held_out {held_out}, warmup {warmup} must be below 1"),
                 (self.seed < 1_000_000, "seed {seed} must be below 1000000, where the seeds of held-out episodes begin")):
             if not fine:
                 raise ValueError(message.format(**vars(self)))
@@ -166,7 +158,6 @@ PRESETS = {
 
 class Attention(nn.Module):
     """Multi-head self-attention. x (B,L,W) -> (B,L,W), over L tokens; `causal` hides later tokens from earlier ones."""
-
     def __init__(self, width, heads, head_dim, qkv_bias=True, dropout=0.0, causal=False):
         super().__init__()
         self.heads, self.dropout, self.causal = heads, dropout, causal
@@ -182,7 +173,6 @@ class Attention(nn.Module):
 
 class Block(nn.Module):
     """One encoder layer: x + attention(norm(x)), then x + mlp(norm(x))."""
-
     def __init__(self, width, heads):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-12)
@@ -197,7 +187,6 @@ class Block(nn.Module):
 
 class ViT(nn.Module):
     """Frames to vectors. x float (B,3,S,S), normalised -> (B,W). Section 3 of the paper; sizes from its appendix."""
-
     def __init__(self, image_size=224, patch_size=14, width=192, depth=12, heads=3, position_std=0.02):
         super().__init__()
         self.image_size = image_size
@@ -225,7 +214,6 @@ class ViT(nn.Module):
 
 class ActionEncoder(nn.Module):
     """Action blocks to vectors. a (B,T,A), z-scored -> (B,T,W)."""
-
     def __init__(self, action_block=10, width=192):
         super().__init__()
         self.mix = nn.Linear(action_block, action_block)        # the authors' Conv1d with kernel 1 is this same map
@@ -237,7 +225,6 @@ class ActionEncoder(nn.Module):
 
 class ConditionalBlock(nn.Module):
     """One predictor layer: attention and MLP, each shifted, scaled and gated by the action c (B,T,W)."""
-
     def __init__(self, width, heads, head_dim, mlp, dropout):
         super().__init__()
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
@@ -257,7 +244,6 @@ class ConditionalBlock(nn.Module):
 
 class Predictor(nn.Module):
     """The next embedding from the last ones and the actions. z (B,T,D), c (B,T,W) -> (B,T,W), with T <= history."""
-
     def __init__(self, embed_dim=192, width=192, depth=6, heads=16, head_dim=64, mlp=2048, dropout=0.1, history=3):
         super().__init__()
         self.history = history
@@ -291,7 +277,6 @@ class SIGReg(nn.Module):
     phi_B is the empirical characteristic function of the B projections at one time step. Time steps are never pooled:
     frames of one window are not independent samples. With several processes, average cos and sin over all of them first.
     """
-
     def __init__(self, directions=1024, knots=17):
         super().__init__()
         self.directions = directions
@@ -330,7 +315,6 @@ def projector(width, hidden, out):
 
 class LeWM(nn.Module):
     """The world model. cfg: a Config."""
-
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
@@ -463,8 +447,8 @@ def get_batch(data, starts, cfg, action_stats, device, render=None):
 
 # ==================================================================================================================
 # 7 Training
-# One flat loop. Everything random comes from generators whose state is in the checkpoint, so a run that is stopped and
-# resumed is the run that was not. The diagnostics say whether the model learns what it should: on held-out windows the
+# One flat loop. Everything random in step k follows from (seed, k), so a run that is stopped and resumed is the run that
+# was not. The diagnostics say whether the model learns what it should: on held-out windows the
 # prediction must beat copying the last frame, must get worse with shuffled actions, and the embeddings must not collapse.
 
 def learning_rate(step, cfg):
@@ -532,14 +516,13 @@ def compiled(function):
 def postponed_interrupt():
     """Ctrl-C only leaves a mark in the list that this yields: a checkpoint from the middle of a step could not be resumed."""
     marks = []
-    if threading.current_thread() is not threading.main_thread():                       # Python allows handlers only there
-        yield marks
-        return
-    before = signal.signal(signal.SIGINT, lambda *_: marks.append("interrupted"))
+    main_thread = threading.current_thread() is threading.main_thread()                 # Python allows handlers only there
+    before = main_thread and signal.signal(signal.SIGINT, lambda *_: marks.append("interrupted"))
     try:
         yield marks
     finally:
-        signal.signal(signal.SIGINT, before)
+        if main_thread:
+            signal.signal(signal.SIGINT, before)
 
 
 def train(cfg, data, out=None, resume=False, device=None, render=None):
@@ -561,7 +544,6 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
     action_stats = action_statistics(data["action"][np.concatenate(ranges)])
 
     torch.manual_seed(cfg.seed)
-    sampler = torch.Generator().manual_seed(cfg.seed)                                   # chooses the windows
     step, seconds, rows, state = 0, 0.0, [], None
     path = Path(out) / "checkpoint.pt" if out else None
     if resume and path and path.exists():
@@ -574,18 +556,10 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=device.type == "cuda")
     if state:
+        if "optimizer" not in state:
+            raise ValueError(f"{path} holds weights alone: it can be evaluated, not trained on")
         step, seconds, rows = state["step"], state["seconds"], state["rows"]
         optimizer.load_state_dict(state["optimizer"])
-        sampler.set_state(state["random"]["sampler"])
-        torch.set_rng_state(state["random"]["cpu"])
-        if device.type == "cuda" and "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"], device)
-
-    def save():
-        random = {"sampler": sampler.get_state(), "cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(device)
-        save_checkpoint(path, model, optimizer=optimizer.state_dict(), step=step, random=random, seconds=seconds, rows=rows)
 
     look_at = np.random.default_rng(cfg.seed).permutation(held_out_starts if len(held_out_starts) else starts)[:256]
     look_at = get_batch(data, look_at, cfg, action_stats, device, render)
@@ -598,7 +572,8 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
             lr = learning_rate(step, cfg)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            index = torch.randint(len(starts), (cfg.batch_size,), generator=sampler).numpy()
+            torch.manual_seed(1_000_003 * cfg.seed + step)          # all that is random in a step depends on (seed, step) alone
+            index = torch.randint(len(starts), (cfg.batch_size,)).numpy()
             pixels, actions = get_batch(data, starts[index], cfg, action_stats, device, render)
             with bfloat16:
                 loss, parts = loss_function(pixels, actions)
@@ -620,15 +595,15 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
                 rows.append({"step": step, **numbers, "grad_norm": grad_norm.item(), "lr": lr, "seconds": seconds,
                              "steps_per_second": step / seconds, **diagnose(model, *look_at)})
                 if out:
-                    write_metrics(Path(out) / "metrics.csv", rows)
+                    table = [list(rows[0]), *(row.values() for row in rows)]
+                    write_atomically(Path(out) / "metrics.csv", lambda file: file.write_text("".join(",".join(map(str, r)) + "\n" for r in table)))
             if path and (interrupted or step == cfg.steps or time.time() - last_save > 60 * cfg.checkpoint_minutes):
-                save()
+                save_checkpoint(path, model, optimizer=optimizer.state_dict(), step=step, seconds=seconds, rows=rows)
                 last_save = time.time()
     if interrupted:
         print(f"stopped after step {step}" + (f"; go on with: python lewm.py --train --resume --out {out}" if out else ""), file=sys.stderr)
         raise KeyboardInterrupt
     if out:
-        write_metrics(Path(out) / "metrics.csv", rows)
         draw_curves(Path(out) / "curves.png", rows, cfg)
     return model.eval()
 
@@ -639,15 +614,6 @@ def write_atomically(path, write):
     temporary.parent.mkdir(parents=True, exist_ok=True)
     write(temporary)
     os.replace(temporary, path)
-
-
-def write_metrics(path, rows):
-    def write(temporary):
-        with open(temporary, "w", newline="") as file:
-            table = csv.DictWriter(file, fieldnames=list(rows[0]))
-            table.writeheader()
-            table.writerows(rows)
-    write_atomically(path, write)
 
 
 def draw_curves(path, rows, cfg):
@@ -757,31 +723,10 @@ def wilson(successes, n):
     return max(0.0, (middle - half) / (1 + q * q / n)), min(1.0, (middle + half) / (1 + q * q / n))
 
 
-def play(world, starts, goals, budget, policy):
-    """Run the episodes side by side, each until it succeeds or the budget of env steps ends. -> states (L,7) of each.
-
-    policy(which (n,), states (n,7)) -> raw actions (n,k,a) for the next k steps of the episodes `which`.
-    """
-    environments = [world.PushT() for _ in starts]
-    states = [[env.reset(options={"state": s, "goal": g})[0]] for env, s, g in zip(environments, starts, goals)]
-    running, step = list(range(len(starts))), 0
-    while running and step < budget:
-        actions = policy(np.array(running), np.stack([states[e][-1] for e in running]))[:, :budget - step]
-        step += actions.shape[1]
-        for e, sequence in zip(tuple(running), actions):
-            for action in sequence:
-                state, _, reached, _, _ = environments[e].step(action)
-                states[e].append(state)
-                if reached:
-                    running.remove(e)
-                    break
-    return [np.stack(history) for history in states]
-
-
 def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, gif=None):
     """Plan on held-out pairs, and play the baselines on the same pairs. -> a dictionary that can be written as JSON.
 
-    split: "dev" to choose settings, "test" to report. world: a module with PushT, render, success, distances and
+    split: "dev" to choose settings, "test" to report. world: a module with render, success, distances, play and
     held_out_pairs (Push-T when not given). gif: where to draw a success and a failure.
     """
     world, episodes, device = world or push_t(), episodes or cfg.episodes, model.action_stats.device
@@ -818,7 +763,7 @@ def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, 
     result = {"split": split, "pairs_seed": pairs_seed, "episodes": episodes, "goal_distance": cfg.goal_distance, "budget": cfg.budget,
               "start_to_goal": {name: quartiles(gap) for name, gap in zip(names, world.distances(starts, goals))}, "policies": {}}
     for policy_name, policy in policies.items():
-        histories = play(world, starts, goals, cfg.budget, policy)
+        histories = world.play(starts, goals, cfg.budget, policy)
         won, object_won = (np.array([world.success(states[1:], goal, object_only).any() for states, goal in zip(histories, goals)])
                            for object_only in (False, True))
         final = world.distances(np.stack([states[-1] for states in histories]), goals)

@@ -193,6 +193,27 @@ def _distance_to_block(x, y, block_x, block_y, cos, sin):
     return nearest
 
 
+def play(starts, goals, budget, policy):
+    """Run the episodes side by side, each until it succeeds or the budget of env steps ends. -> states (L,7) of each.
+
+    policy(which (n,), states (n,7)) -> raw actions (n,k,a) for the next k steps of the episodes `which`.
+    """
+    environments = [PushT() for _ in starts]
+    states = [[env.reset(options={"state": s, "goal": g})[0]] for env, s, g in zip(environments, starts, goals)]
+    running, step = list(range(len(starts))), 0
+    while running and step < budget:
+        actions = policy(np.array(running), np.stack([states[e][-1] for e in running]))[:, :budget - step]
+        step += actions.shape[1]
+        for e, sequence in zip(tuple(running), actions):
+            for action in sequence:
+                state, _, reached, _, _ = environments[e].step(action)
+                states[e].append(state)
+                if reached:
+                    running.remove(e)
+                    break
+    return [np.stack(history) for history in states]
+
+
 # ------------------------------------------------------------------------------------------------------------------
 # Pictures. Every shape is a signed distance d (negative inside), and a pixel's share of it is clamp(1/2 - d / pixel):
 # that is all of anti-aliasing. A batch is drawn at once on whatever device the states are, and only inside the small
@@ -314,7 +335,7 @@ def _choose_contact(rng, x, y, block_x, block_y, cos, sin):
         push_x, push_y = cos * nx - sin * ny, sin * nx + cos * ny           # on the board
         homeward = push_x * (BOARD / 2 - centre_x) + push_y * (BOARD / 2 - centre_y)
         way = math.hypot(block_x + cos * px - sin * py - x, block_y + sin * px + cos * py - y)
-        score = homeward / 30 - way / 50 + rng.gumbel()
+        score = homeward / 30 - way / 25 + rng.gumbel()
         if score > best_score:
             best, best_score = (px, py, nx, ny), score
     return best
@@ -347,7 +368,7 @@ def _episode(seed, index):
         cos, sin = math.cos(angle), math.sin(angle)
         block = (block_x, block_y, cos, sin)
         if mode == "choose":
-            draw, pace = rng.random(), rng.uniform(0.2, 0.55)
+            draw, pace = rng.random(), rng.uniform(0.35, 0.65)
             if draw < 0.03:
                 mode, steps_left = "rest", int(rng.integers(2, 8))
             elif draw < 0.1:
@@ -361,7 +382,7 @@ def _episode(seed, index):
         if mode == "approach":
             goal = (point_x - 24 * push_x, point_y - 24 * push_y)
             if math.hypot(goal[0] - x, goal[1] - y) < 9:
-                mode, steps_left, slant, pace = "push", int(rng.integers(8, 40)), rng.normal(0, 0.3), rng.uniform(0.1, 0.4)
+                mode, steps_left, slant, pace = "push", int(rng.integers(10, 45)), rng.normal(0, 0.3), rng.uniform(0.08, 0.28)
 
         if mode == "rest":
             want_x = want_y = 0.0

@@ -201,7 +201,7 @@ def test_held_out_pairs_are_unsolved_and_replaying_their_actions_solves_them():
     assert not pusht.success(starts, goals).any()
     assert np.array_equal(starts[:5], pusht.held_out_pairs(5, "dev", seed=3)[0]), "the first pairs must not depend on how many"
     assert not np.array_equal(starts, pusht.held_out_pairs(20, "test", seed=3)[0])
-    episodes = lewm.play(pusht, starts, goals, 25, lambda which, states: actions[which])
+    episodes = pusht.play(starts, goals, 25, lambda which, states: actions[which])
     assert sum(pusht.success(states[-1], goal) for states, goal in zip(episodes, goals)) >= 19
 
 
@@ -649,7 +649,7 @@ def test_evaluation_gives_the_same_pairs_the_same_outcome_in_any_company(tmp_pat
     seen = {}
 
     def spy(n):
-        world = types.SimpleNamespace(**{name: getattr(pusht, name) for name in ("PushT", "render", "success", "distances", "held_out_pairs")})
+        world = types.SimpleNamespace(**{name: getattr(pusht, name) for name in ("play", "render", "success", "distances", "held_out_pairs")})
         world.draw_outcomes = lambda path, histories, goals, won: (seen.update({n: histories}), pusht.draw_outcomes(path, histories, goals, won))
         return lewm.evaluate(model, cfg, "dev", episodes=n, world=world, gif=tmp_path / f"{n}.gif")
 
@@ -663,7 +663,7 @@ def test_evaluation_gives_the_same_pairs_the_same_outcome_in_any_company(tmp_pat
 
 @pytest.mark.parametrize("argv, words", [
     ("--train --bogus 1", "--bogus"), ("--train --image_size 60 --patch_size 7", "60 is not a multiple of patch_size 7"),
-    ("--train --preset nano --elites 4000", "elites 4000 is more than candidates"), ("--train --history 4", "history 4 must be less than the 4"),
+    ("--train --preset nano --elites 4000", "elites 4000 must be at least 2 and at most"), ("--train --history 4", "history 4 must be less than the 4"),
     ("--train --lr -1", "lr is -1.0"), ("--train --steps 0", "steps is 0"), ("--train --steps two", "two"), ("--train --preset big", "big"),
     ("--train --dropout 1.0", "dropout 1.0"), ("--train --seed 1000000", "seed 1000000"), ("--train --data nowhere", "nowhere"),
     ("--train --device warp9", "warp9"), ("--eval nothing.pt", "nothing.pt"), ("--eval a.pt --train", "either"), ("--seed 1", "either")])
