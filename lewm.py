@@ -8,7 +8,7 @@ collapse, and the cross-entropy method plans in that space. No decoder, no rewar
     python lewm.py --train --preset smoke                   # the same in under a minute, to see that everything runs
     python lewm.py --eval runs/nano/checkpoint.pt           # plan again with a trained model
 
-Map of this file: 1 Config / 2 ViT encoder / 3 Action encoder and predictor / 4 SIGReg / 5 LeWM / 6 Windows of data /
+Map: 1 Config / 2 ViT encoder / 3 Action encoder and AdaLN-zero predictor / 4 SIGReg / 5 LeWM / 6 Windows of data /
 7 Training / 8 Planning with CEM / 9 Evaluation / 10 Command line. Every section can be copied and used alone.
 
 Letters, each used for one thing only:
@@ -36,16 +36,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
 
-# ==================================================================================================================
-# 1 Config
+# ======== 1 Config ====================================================================================================
 # Every number one may want to change, on one screen. The defaults are the paper's; a preset changes some of them. Each
 # field is also a flag of the command line (`--batch_size 64`), and the comment behind it is the flag's help.
 
@@ -78,7 +77,7 @@ class Config:
     knots: int = 17                 # points of its integral over [0, 3]
     # training
     batch_size: int = 128           # B, windows in a batch
-    steps: int = 60_000             # optimizer steps. DIFFERS: the paper trains for about 200,000; others find 60,000 no worse
+    steps: int = 60_000             # optimizer steps. DIFFERS: about 200,000 in the paper; replications find 60,000 no worse
     lr: float = 5e-5                # peak learning rate of AdamW
     weight_decay: float = 1e-3      # of AdamW
     warmup: float = 0.05            # share of the steps in which the learning rate rises; then it falls as a cosine
@@ -111,48 +110,40 @@ class Config:
 
     def __post_init__(self):
         """Refuse impossible values in one line that names the value and the limit."""
-        for name, kind, value in [(field.name, field.type, getattr(self, field.name)) for field in dataclasses.fields(self)]:
-            if kind is not bool and (isinstance(value, bool) or not isinstance(value, (int, kind)) or not math.isfinite(value)):
-                raise ValueError(f"{name} is {value!r}: it must be a finite {kind.__name__}")
-            if kind is not bool and (value < 0 or (value == 0 and name not in MAY_BE_ZERO)):
-                raise ValueError(f"{name} is {value}: it must be {'at least' if name in MAY_BE_ZERO else 'above'} 0")
+        for name, kind in [(field.name, field.type) for field in dataclasses.fields(self) if field.type is not bool]:
+            value, limit = getattr(self, name), "at least 0" if name in MAY_BE_ZERO else "above 0"
+            if type(value) not in (int, kind) or not math.isfinite(value) or value < 0 or (value == 0 and "above" in limit):
+                raise ValueError(f"{name} is {value!r}: it must be a finite {kind.__name__} {limit}")
         for fine, message in (
-                (self.image_size % self.patch_size == 0, "image_size {image_size} is not a multiple of patch_size {patch_size}"),
-                (self.encoder_width % self.encoder_heads == 0, "encoder_width {encoder_width} is not a multiple of encoder_heads {encoder_heads}"),
+                (not self.image_size % self.patch_size, "image_size {image_size} is not a multiple of patch_size {patch_size}"),
+                (not self.encoder_width % self.encoder_heads,
+                 "encoder_width {encoder_width} is not a multiple of encoder_heads {encoder_heads}"),
                 (self.history < self.frames, "history {history} must be less than the {frames} frames of a window"),
-                (2 <= self.elites <= self.candidates, "elites {elites} must be at least 2 and at most the {candidates} candidates"),
+                (2 <= self.elites <= self.candidates, "elites {elites} must be from 2 to candidates {candidates}"),
                 (self.replan <= self.horizon, "replan {replan} is more than horizon {horizon}"),
                 (self.batch_size >= 2 and self.knots >= 2, "batch_size {batch_size} and knots {knots} must each be at least 2"),
-                (max(self.dropout, self.held_out) < 1 >= self.warmup, "dropout {dropout}, held_out {held_out}, warmup {warmup} must be below 1"),
+                (self.dropout < 1 and self.held_out < 1 and self.warmup < 1,
+                 "dropout {dropout}, held_out {held_out} and warmup {warmup} must each be below 1"),
                 (self.seed < 1_000_000, "seed {seed} must be below 1000000, where the seeds of held-out episodes begin")):
             if not fine:
                 raise ValueError(message.format(**vars(self)))
 
 
-MAY_BE_ZERO = ("dropout", "sigreg_weight", "weight_decay", "warmup", "held_out", "seed", "checkpoint_minutes")
-PLANNING_FIELDS = ("horizon", "candidates", "iterations", "elites", "replan", "budget", "goal_distance", "episodes",
-                   "checkpoint_minutes")            # these may change after training
+MAY_BE_ZERO = "dropout sigreg_weight weight_decay warmup held_out seed checkpoint_minutes".split()
+MAY_CHANGE_LATER = "horizon candidates iterations elites replan budget goal_distance episodes checkpoint_minutes".split()
 
+SMALL = dict(image_size=64, patch_size=16, encoder_width=128, encoder_depth=3, encoder_heads=4, position_std=0.5, embed_dim=32,
+             projector_hidden=1024, predictor_width=96, predictor_depth=3, predictor_heads=4, predictor_head_dim=32,
+             predictor_mlp=384, sigreg_weight=0.25, directions=256, batch_size=64, lr=2e-3)
 PRESETS = {
-    # The paper's sizes: 18.0 M parameters. Hours on one GPU.
-    "paper": dict(),
-    # The same networks on smaller pictures, for minutes on one GPU. The default where there is CUDA.
-    "fast": dict(image_size=112, patch_size=14, lr=2e-4, steps=30_000),
-    # Small networks for a laptop without a GPU. The default elsewhere.
-    "nano": dict(image_size=64, patch_size=8, encoder_width=96, encoder_depth=4, encoder_heads=3, embed_dim=48,
-                 projector_hidden=256, predictor_width=96, predictor_depth=3, predictor_heads=4, predictor_head_dim=32,
-                 predictor_mlp=384, directions=256, batch_size=64, steps=2_000, lr=1e-3, train_episodes=2_000,
-                 candidates=200, iterations=15, elites=20),
-    # Does everything run? Too short to learn to plan.
-    "smoke": dict(image_size=64, patch_size=16, encoder_width=48, encoder_depth=2, encoder_heads=3, embed_dim=32,
-                  projector_hidden=128, predictor_width=48, predictor_depth=2, predictor_heads=2, predictor_head_dim=24,
-                  predictor_mlp=96, directions=128, batch_size=32, steps=150, lr=2e-3, train_episodes=100,
-                  candidates=50, iterations=5, elites=10, episodes=20),
+    "paper": dict(),                                                    # the paper's sizes, 18.0 M parameters: hours on one GPU
+    "fast": dict(image_size=112, lr=2e-4, steps=30_000),                # the same networks, smaller pictures: minutes on one GPU
+    "nano": dict(SMALL, steps=2800, train_episodes=2_000, candidates=200, iterations=15, elites=20),       # a laptop without a GPU
+    "smoke": dict(SMALL, batch_size=32, steps=120, train_episodes=100, candidates=50, iterations=5, elites=10, episodes=20),
 }
 
 
-# ==================================================================================================================
-# 2 ViT encoder
+# ======== 2 ViT encoder ===============================================================================================
 # A plain pre-norm Vision Transformer, written out by hand. The embedding of a frame is the CLS token after the last
 # norm: one vector for a whole picture, because planning compares and predicts single vectors.
 
@@ -206,8 +197,7 @@ class ViT(nn.Module):
         return self.norm(x[:, 0])                                                       # (B, W), the CLS token
 
 
-# ==================================================================================================================
-# 3 Action encoder and AdaLN-zero predictor
+# ======== 3 Action encoder and AdaLN-zero predictor ===================================================================
 # The action enters as in DiT (Peebles and Xie, arXiv 2212.09748): it shifts, scales and gates each branch of each layer.
 # The layers that make these numbers start at zero, so at first every layer is the identity and actions have no effect;
 # the model learns to use them. Attention is causal: the prediction after frame t knows frames and actions up to t.
@@ -232,7 +222,8 @@ class ConditionalBlock(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         # DIFFERS: each branch starts with a second norm, as in the authors' code; the paper does not mention it.
         self.attention = nn.Sequential(
-            nn.LayerNorm(width), Attention(width, heads, head_dim, qkv_bias=False, dropout=dropout, causal=True), nn.Dropout(dropout))
+            nn.LayerNorm(width),
+            Attention(width, heads, head_dim, qkv_bias=False, dropout=dropout, causal=True), nn.Dropout(dropout))
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, mlp), nn.GELU(), nn.Dropout(dropout),
                                  nn.Linear(mlp, width), nn.Dropout(dropout))
 
@@ -264,8 +255,7 @@ class Predictor(nn.Module):
         return self.norm(x)
 
 
-# ==================================================================================================================
-# 4 SIGReg
+# ======== 4 SIGReg ====================================================================================================
 # The Sketched Isotropic Gaussian Regulariser (LeJEPA, Balestriero and LeCun, arXiv 2511.08544). A cloud of vectors is
 # N(0, I) exactly when its shadow on every line is N(0, 1) (Cramer-Wold), so look at the shadows on random lines and test
 # each by its characteristic function (Epps-Pulley). The floor is not 0 but 1.05, whatever the batch size: the statistic of
@@ -300,8 +290,7 @@ class SIGReg(nn.Module):
             return len(z) * (error @ self.weights).mean()
 
 
-# ==================================================================================================================
-# 5 LeWM
+# ======== 5 LeWM ======================================================================================================
 # Everything put together. `loss` is the paper's pseudo-code: encode, predict, squared error, SIGReg, sum. Gradients flow
 # through both sides of the error; SIGReg alone keeps the embeddings from collapsing.
 
@@ -318,7 +307,8 @@ class LeWM(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        self.encoder = ViT(cfg.image_size, cfg.patch_size, cfg.encoder_width, cfg.encoder_depth, cfg.encoder_heads, cfg.position_std)
+        self.encoder = ViT(cfg.image_size, cfg.patch_size, cfg.encoder_width, cfg.encoder_depth, cfg.encoder_heads,
+                           cfg.position_std)
         self.projector = projector(cfg.encoder_width, cfg.projector_hidden, cfg.embed_dim)
         self.action_encoder = ActionEncoder(cfg.action_block, cfg.predictor_width)
         self.predictor = Predictor(cfg.embed_dim, cfg.predictor_width, cfg.predictor_depth, cfg.predictor_heads,
@@ -353,17 +343,17 @@ class LeWM(nn.Module):
         past = torch.cat([z[:, s:s + history] for s in starts])                         # (examples, history, D)
         future = torch.cat([z[:, s + 1:s + 1 + history] for s in starts])
         z_hat = self.predict(past, torch.cat([actions[:, s:s + history] for s in starts]))
-        prediction = (z_hat - future).float().square().mean()                           # no detach on either side
+        prediction = (z_hat.float() - future.float()).square().mean()                   # no detach on either side
         sigreg = self.sigreg(z)
-        loss = prediction + self.cfg.sigreg_weight * sigreg
-        return loss, {"prediction": prediction.detach(), "sigreg": sigreg.detach(), "std": z.detach().float().std(0).mean()}
+        parts = {"prediction": prediction.detach(), "sigreg": sigreg.detach(), "std": z.detach().float().std(0).mean()}
+        return prediction + self.cfg.sigreg_weight * sigreg, parts
 
     def rollout(self, z, actions):
         """Imagine. z (B,T0,D) context frames, actions (B,N,H,A) for N plans each -> (B,N,H,D).
 
         actions[:, :, t] follows frame t, so the first T0 - 1 blocks lie between the context frames, and the result at t is
-        the predicted frame t + 1, made from the context as long as it lasts and from predictions after that.
-        DIFFERS: the predictor sees the last `history` frames, as in training; a start from one frame grows to that.
+        the predicted frame t + 1, made from the context as long as it lasts and from predictions after that. As in training
+        the predictor sees the last `history` frames at most; a start from a single frame grows to that.
         """
         B, T0, D = z.shape
         _, N, H, _ = actions.shape
@@ -381,23 +371,22 @@ class LeWM(nn.Module):
         return torch.stack(predictions, 1).view(B, N, H, D)
 
 
-# ==================================================================================================================
-# 6 Windows of data
+# ======== 6 Windows of data ===========================================================================================
 # A data set is a dictionary of flat arrays, all episodes end to end: "action" (F,a), "ep_len" (E,), "ep_offset" (E,), and
 # "pixels" (F,S,S,3) uint8 or "state" (F,...), which `render(states, size) -> uint8 (n,3,size,size)` turns into pictures on
 # the training device, batch by batch. A window is T frames `frame_skip` steps apart with the action blocks between them.
 
 def check_data(data, cfg):
     """Refuse arrays that do not fit together, naming what is wrong."""
-    missing = {"action", "ep_len", "ep_offset"} - set(data) or ({"pixels or state"} if not {"pixels", "state"} & set(data) else ())
-    if missing:
-        raise ValueError(f"data lacks {', '.join(sorted(missing))}; it has {', '.join(sorted(data))}")
+    for name in ("action", "ep_len", "ep_offset"):
+        if name not in data or not {"pixels", "state"} & set(data):
+            raise ValueError(f"data lacks {'pixels or state' if name in data else name}; it has {', '.join(sorted(data))}")
     action, frames = data["action"], data["pixels"] if "pixels" in data else data["state"]
     length, offset = np.asarray(data["ep_len"]), np.asarray(data["ep_offset"])
     if action.ndim != 2 or action.shape[1] != cfg.action_dim:
-        raise ValueError(f"action is {action.shape}, it must be (rows, {cfg.action_dim}) for action_dim {cfg.action_dim}")
+        raise ValueError(f"action is {action.shape}, not (rows, action_dim {cfg.action_dim})")
     if "pixels" in data and (frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8):
-        raise ValueError(f"pixels are {frames.shape} {frames.dtype}, they must be (rows, S, S, 3) uint8")
+        raise ValueError(f"pixels are {frames.shape} {frames.dtype}, not (rows, S, S, 3) uint8")
     if length.ndim != 1 or length.shape != offset.shape or {length.dtype.kind, offset.dtype.kind} - {"i", "u"}:
         raise ValueError("ep_len and ep_offset must be two equally long lists of whole numbers")
     if not len(length) or min(length.min(), offset.min()) < 0 or (offset + length).max() > min(len(action), len(frames)):
@@ -445,11 +434,10 @@ def get_batch(data, starts, cfg, action_stats, device, render=None):
     return pixels.unflatten(0, (B, T)), ((actions - mean) / std).view(B, T - 1, cfg.action_block)
 
 
-# ==================================================================================================================
-# 7 Training
-# One flat loop. Everything random in step k follows from (seed, k), so a run that is stopped and resumed is the run that
-# was not. The diagnostics say whether the model learns what it should: on held-out windows the
-# prediction must beat copying the last frame, must get worse with shuffled actions, and the embeddings must not collapse.
+# ======== 7 Training ==================================================================================================
+# One flat loop. Everything random in step k follows from (seed, k), so a run that was stopped and resumed is the run that
+# was not. The diagnostics say whether the model learns what it should: on held-out windows the prediction must beat
+# copying the last frame, must get worse with shuffled actions, and the embeddings must not collapse.
 
 def learning_rate(step, cfg):
     """Linear warm-up, then a cosine to zero over the whole run."""
@@ -479,7 +467,7 @@ def diagnose(model, pixels, actions):
     model.eval()
     z = torch.cat([model.encode(part) for part in pixels.split(64)]).float()            # (n, T, D)
     past, future = z[:, :N], z[:, 1:N + 1]
-    error, shuffled = ((model.predict(past, a[:, :N]).float() - future).square().mean().item() for a in (actions, actions.roll(1, 0)))
+    error, shuffled = ((model.predict(past, a[:, :N]) - future).square().mean().item() for a in (actions, actions.roll(1, 0)))
     model.train(was_training)
     return {"val_prediction": error, "val_copy_last": (past - future).square().mean().item(),
             "val_shuffled_ratio": shuffled / max(error, 1e-12), "effective_rank": effective_rank(z.flatten(0, 1)),
@@ -491,24 +479,22 @@ def pick_device(name=None):
     name = name or ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         return torch.empty(1, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from error
 
 
 def compiled(function):
     """torch.compile of the very function that is called; where that is impossible, a line says so and it runs eagerly."""
-    fast = torch.compile(function)
-
+    best = [torch.compile(function), function]
     def call(*args):
-        nonlocal fast
         try:
-            return fast(*args)
+            return best[0](*args)
         except Exception as error:                                                      # no compiler, no Triton, ...
-            if fast is function:
+            if len(best) == 1:
                 raise
             print(f"torch.compile does not work here ({type(error).__name__}): going on without it", file=sys.stderr)
-            fast = function
-            return function(*args)
+            best.pop(0)
+            return best[0](*args)
     return call
 
 
@@ -565,14 +551,14 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
     look_at = get_batch(data, look_at, cfg, action_stats, device, render)
     loss_function = compiled(model.loss) if (device.type == "cuda" if cfg.compile is None else cfg.compile) else model.loss
     bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-    began = time.time() - seconds
-    last_save, look_every = time.time(), max(1, cfg.steps // 40)
-    with postponed_interrupt() as interrupted, tqdm(total=cfg.steps, initial=step, desc="training", unit="step", mininterval=1) as bar:
+    began, last_save, look_every = time.time() - seconds, time.time(), max(1, cfg.steps // 40)
+    bar = tqdm(total=cfg.steps, initial=step, desc="training", unit="step", mininterval=1)
+    with postponed_interrupt() as interrupted, bar:
         while step < cfg.steps and not interrupted:
             lr = learning_rate(step, cfg)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            torch.manual_seed(1_000_003 * cfg.seed + step)          # all that is random in a step depends on (seed, step) alone
+            torch.manual_seed(1_000_003 * cfg.seed + step)                              # windows, directions and dropout
             index = torch.randint(len(starts), (cfg.batch_size,)).numpy()
             pixels, actions = get_batch(data, starts[index], cfg, action_stats, device, render)
             with bfloat16:
@@ -586,22 +572,23 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
             # ---- diagnostics and checkpoints only below ----
             bar.update()
             look, seconds = step % look_every == 0 or step == cfg.steps, time.time() - began
-            if look or step % 10 == 0:
+            keep = path and (interrupted or step == cfg.steps or time.time() - last_save > 60 * cfg.checkpoint_minutes)
+            if look or keep or step % 10 == 0:
                 numbers = {"loss": loss.item(), **{name: value.item() for name, value in parts.items()}}
                 if not math.isfinite(numbers["loss"]):
                     raise FloatingPointError(f"the loss is {numbers['loss']} at step {step}: try a lower --lr than {cfg.lr}")
-                bar.set_postfix_str(" ".join(f"{name} {numbers[name]:.3f}" for name in ("prediction", "sigreg", "std")), refresh=False)
+                bar.set_postfix({name: f"{number:.3f}" for name, number in numbers.items()}, refresh=False)
             if look:
                 rows.append({"step": step, **numbers, "grad_norm": grad_norm.item(), "lr": lr, "seconds": seconds,
                              "steps_per_second": step / seconds, **diagnose(model, *look_at)})
                 if out:
-                    table = [list(rows[0]), *(row.values() for row in rows)]
-                    write_atomically(Path(out) / "metrics.csv", lambda file: file.write_text("".join(",".join(map(str, r)) + "\n" for r in table)))
-            if path and (interrupted or step == cfg.steps or time.time() - last_save > 60 * cfg.checkpoint_minutes):
+                    table = "".join(",".join(map(str, line)) + "\n" for line in [rows[0], *(row.values() for row in rows)])
+                    write_atomically(Path(out) / "metrics.csv", lambda temporary: temporary.write_text(table))
+            if keep:
                 save_checkpoint(path, model, optimizer=optimizer.state_dict(), step=step, seconds=seconds, rows=rows)
                 last_save = time.time()
     if interrupted:
-        print(f"stopped after step {step}" + (f"; go on with: python lewm.py --train --resume --out {out}" if out else ""), file=sys.stderr)
+        print(f"stopped after step {step}; go on with: python lewm.py --train --resume --out {out}", file=sys.stderr)
         raise KeyboardInterrupt
     if out:
         draw_curves(Path(out) / "curves.png", rows, cfg)
@@ -618,19 +605,18 @@ def write_atomically(path, write):
 
 def draw_curves(path, rows, cfg):
     """What to look at after training, each with the mark to compare it with."""
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    errors = {"training": "prediction", "held-out": "val_prediction", "held-out, copy last frame": "val_copy_last"}
     panels = [  # title, {label: column}, (mark, its label), scale
-        ("prediction error", {"training": "prediction", "held-out": "val_prediction", "held-out, copy last frame": "val_copy_last"}, None, "log"),
+        ("prediction error", errors, None, "log"),
         ("SIGReg", {"training": "sigreg"}, (1.0525, "floor: N(0, I)"), "log"),
         ("embedding std", {"mean": "std", "smallest": "min_std"}, (1, "N(0, I)"), "linear"),
         ("effective rank", {"held-out": "effective_rank"}, (cfg.embed_dim, "all dimensions"), "linear"),
         ("error with shuffled / with true actions", {"held-out": "val_shuffled_ratio"}, (1, "actions ignored"), "linear"),
-        ("temporal straightness (cosine)", {"held-out": "straightness"}, (0, "random walk turns no way"), "linear"),
+        ("temporal straightness (cosine)", {"held-out": "straightness"}, (-0.5, "frames without any order"), "linear"),
         ("gradient norm", {"training": "grad_norm"}, (cfg.grad_clip, "clipped above"), "log"),
         ("learning rate", {"training": "lr"}, None, "linear")]
-    figure, axes = plt.subplots(2, 4, figsize=(15, 6), layout="constrained")
-    for axis, (title, lines, mark, scale) in zip(axes.flat, panels):
+    figure = Figure(figsize=(15, 6), layout="constrained")
+    for axis, (title, lines, mark, scale) in zip(figure.subplots(2, 4).flat, panels):
         for style, (label, name) in zip(("k-", "k--", "k:"), lines.items()):
             axis.plot([row["step"] for row in rows], [row[name] for row in rows], style, label=label)
         if mark:
@@ -638,7 +624,6 @@ def draw_curves(path, rows, cfg):
         axis.set(title=title, xlabel="step", yscale=scale)
         axis.legend(fontsize=8)
     write_atomically(path, figure.savefig)
-    plt.close(figure)
 
 
 def save_checkpoint(path, model, **state):
@@ -661,20 +646,20 @@ def load_checkpoint(path, device="cpu", expect={}):
             raise ValueError("another format or version")
         cfg = Config(**state["config"])
         model = LeWM(cfg)
-        model.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state["model"].items()})
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is damaged or no checkpoint of this program ({' '.join(str(error).split())[:120]})") from error
+        model.load_state_dict(state["model"])
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"{path} is damaged or no checkpoint of this program ({reason})") from error
     for name, value in expect.items():
-        if value != getattr(cfg, name) and name not in PLANNING_FIELDS:
-            raise ValueError(f"{name} is {value}, but {path} has {getattr(cfg, name)}: leave the flag out, or train with another --out")
+        if value != getattr(cfg, name) and name not in MAY_CHANGE_LATER:
+            raise ValueError(f"{name} is {value}, {path} has {getattr(cfg, name)}: leave it out, or train with another --out")
     return model.to(device).eval(), cfg, state
 
 
-# ==================================================================================================================
-# 8 Planning with CEM
+# ======== 8 Planning with CEM =========================================================================================
 # The cross-entropy method: draw plans from a Gaussian, imagine where each ends, keep the best few, refit the Gaussian to
 # them, again. The cost is the squared distance of the last predicted embedding to the goal's. Start and goal are encoded
-# once; only actions change. Each episode draws from its own generator, so company in the batch cannot change its plan.
+# once; only actions change. Each episode draws from its own generator, so its plan is the same in any company.
 
 @torch.no_grad()
 def cem(model, z, z_goal, generators=None, horizon=5, candidates=300, iterations=30, elites=30, min_std=0.01):
@@ -694,7 +679,7 @@ def cem(model, z, z_goal, generators=None, horizon=5, candidates=300, iterations
         noise = torch.stack([torch.randn(candidates, horizon, A, generator=g) for g in generators]).to(device)
         plans = mean[:, None] + std[:, None] * noise                                    # (B, N, H, A)
         plans[:, 0] = mean                                                              # the best guess competes too
-        plans = plans.clamp(low, high)
+        plans = plans.clamp(low, high)                                                  # DIFFERS: the authors do not clamp
         ends = torch.cat([model.rollout(z[b:b + together], plans[b:b + together])[:, :, -1] for b in range(0, B, together)])
         cost = (ends - z_goal).square().sum(-1)                                         # (B, N)
         if not torch.isfinite(cost).all():
@@ -705,8 +690,7 @@ def cem(model, z, z_goal, generators=None, horizon=5, candidates=300, iterations
     return mean
 
 
-# ==================================================================================================================
-# 9 Evaluation
+# ======== 9 Evaluation ================================================================================================
 # Model-predictive control on held-out pairs: start = a state of an episode that training never saw, goal = the picture 25
 # steps later. A rate without its interval and its baselines says little, so they are always reported together.
 
@@ -733,14 +717,14 @@ def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, 
     starts, goals, recorded = world.held_out_pairs(episodes, split, pairs_seed, cfg.goal_distance)
     mean, std, low, high = model.action_stats.cpu().numpy()
     planning, plans = 0.0, 0
-
     @torch.no_grad()
     def encode(states):                                         # one picture at a time, for the reason given in `cem`
         pixels = world.render(torch.as_tensor(states, dtype=torch.float32, device=device), cfg.image_size)
         return torch.cat([model.encode(picture[None, None])[0] for picture in pixels])                          # (n, D)
 
     generators = [torch.Generator().manual_seed(1_000_003 * pairs_seed + e) for e in range(episodes)]
-    random = [np.random.default_rng([pairs_seed, e]) for e in range(episodes)]
+    idle = np.zeros((episodes, cfg.budget, cfg.action_dim))
+    random = np.stack([np.random.default_rng([pairs_seed, e]).normal(mean, std, x.shape) for e, x in enumerate(idle)])
     model.eval()
     z_goal = encode(goals)
 
@@ -752,24 +736,24 @@ def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, 
         planning, plans = planning + time.time() - began, plans + len(which)
         return blocks.reshape(len(which), -1, cfg.action_dim) * std + mean
 
-    idle = np.zeros((episodes, cfg.budget, cfg.action_dim))
     policies = {
         "LeWM + CEM": plan,
-        "random actions": lambda which, _: np.stack([random[e].normal(mean, std, idle[e].shape).clip(low, high) for e in which]),
+        "random actions": lambda which, _: random.clip(low, high)[which],
         "doing nothing": lambda which, _: idle[which],
         "recorded actions": lambda which, _: np.concatenate([recorded, idle], axis=1)[which]}
-    quartiles = lambda x: {"mean": float(x.mean()), "quartiles": np.percentile(x, [25, 50, 75]).tolist()}
     names = ("agent_px", "block_px", "turn_deg")
-    result = {"split": split, "pairs_seed": pairs_seed, "episodes": episodes, "goal_distance": cfg.goal_distance, "budget": cfg.budget,
-              "start_to_goal": {name: quartiles(gap) for name, gap in zip(names, world.distances(starts, goals))}, "policies": {}}
+    gaps = {name: {"mean": gap.mean().item(), "quartiles": np.percentile(gap, (25, 50, 75)).tolist()}
+            for name, gap in zip(names, world.distances(starts, goals))}
+    result = {"split": split, "pairs_seed": pairs_seed, "episodes": episodes, "start_to_goal": gaps, "policies": {}}
     for policy_name, policy in policies.items():
         histories = world.play(starts, goals, cfg.budget, policy)
-        won, object_won = (np.array([world.success(states[1:], goal, object_only).any() for states, goal in zip(histories, goals)])
-                           for object_only in (False, True))
+        won, object_won = (np.array([world.success(states[1:], goal, rule).any() for states, goal in zip(histories, goals)])
+                           for rule in (False, True))
         final = world.distances(np.stack([states[-1] for states in histories]), goals)
         result["policies"][policy_name] = {
-            "success": float(won.mean()), "interval": wilson(int(won.sum()), episodes), "object_success": float(object_won.mean()),
-            **{f"final_{name}": float(gap.mean()) for name, gap in zip(names, final)}}
+            "success": won.mean().item(), "interval": wilson(won.sum().item(), episodes),
+            "object_success": object_won.mean().item(),
+            **{f"final_{name}": gap.mean().item() for name, gap in zip(names, final)}}
         if gif and policy is plan:
             write_atomically(gif, lambda temporary: world.draw_outcomes(temporary, histories, goals, won))
     return {**result, "seconds_per_plan": planning / plans}
@@ -793,21 +777,16 @@ def probe(model, world=None, episodes=40, ridge=1e-3):
     return {"agent": float(np.mean(r[:2])), "block": float(np.mean(r[2:4])), "angle": float(np.mean(r[4:]))}
 
 
-# ==================================================================================================================
-# 10 Command line
-
-class OneLineParser(argparse.ArgumentParser):
-    def error(self, message):
-        sys.exit(f"lewm.py: {message}; python lewm.py --help lists all flags")
-
+# ======== 10 Command line =============================================================================================
 
 def parse_arguments(argv):
-    parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.error = lambda message: sys.exit(f"lewm.py: {message}; python lewm.py --help lists all flags")
     parser.add_argument("--train", action="store_true", help="record data, train, plan in held-out episodes, draw pictures")
     parser.add_argument("--eval", metavar="CKPT", help="plan in held-out episodes with a trained model")
     parser.add_argument("--preset", choices=PRESETS, help="named settings; default: fast with CUDA, nano without")
     parser.add_argument("--data", metavar="PATH", help="train on this data set: .npz or folder with the columns of pusht.py")
-    parser.add_argument("--out", metavar="DIR", help="where results go; default: runs/PRESET, or beside CKPT")
+    parser.add_argument("--out", metavar="DIR", help="where results go; default: runs/PRESET or runs/eval")
     parser.add_argument("--resume", action="store_true", help="go on from DIR/checkpoint.pt, if there is one")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="held-out pairs to plan on; default: test")
@@ -815,15 +794,14 @@ def parse_arguments(argv):
     group = parser.add_argument_group("fields of Config", "default: the preset's value, or the checkpoint's")
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))         # a comment is the help
     for field in dataclasses.fields(Config):
-        kind = dict(action=argparse.BooleanOptionalAction) if field.type is bool else dict(type=field.type, metavar=field.type.__name__)
+        kind = {"type": field.type, "metavar": field.type.__name__}
+        kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else kind
         group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=comments[field.name], **kind)
     if not argv:
         parser.print_help()
         sys.exit()
     given = vars(parser.parse_args(argv))
-    if given["train"] == bool(given["eval"]):
-        parser.error("say either --train or --eval CKPT")
-    return given
+    return given if given["train"] != bool(given["eval"]) else parser.error("say either --train or --eval CKPT")
 
 
 def main(argv):
@@ -831,7 +809,7 @@ def main(argv):
     changes = {field.name: given[field.name] for field in dataclasses.fields(Config) if field.name in given}
     device, world = pick_device(given["device"]), push_t()
     preset = given["preset"] or ("fast" if device.type == "cuda" else "nano")
-    out = Path(given["out"] or (f"runs/{preset}" if given["train"] else Path(given["eval"]).parent))
+    out = Path(given["out"] or (f"runs/{preset}" if given["train"] else "runs/eval"))
     checkpoint = Path(given["eval"] or out / "checkpoint.pt")
     if given["eval"] or (given["resume"] and checkpoint.exists()):
         model, cfg, _ = load_checkpoint(checkpoint, device, expect=changes)
@@ -840,19 +818,18 @@ def main(argv):
         cfg = Config.preset(preset, **changes)
     if given["train"]:
         data = world.load(given["data"]) if given["data"] else world.collect(cfg.train_episodes, cfg.seed)
-        print(f"{len(data['ep_len']):,} episodes, {len(data['action']):,} steps, {time.time() - began:.0f} s; training on {device}", flush=True)
+        print(f"{len(data['ep_len']):,} episodes, {len(data['action']):,} steps ({time.time() - began:.0f} s)", flush=True)
         model = train(cfg, data, out, given["resume"], device)
-
     print(f"planning in {cfg.episodes} held-out episodes ({given['split']})", flush=True)
     result = evaluate(model, cfg, given["split"], pairs_seed=given["pairs_seed"], world=world, gif=out / "plan.gif")
     torch.manual_seed(cfg.seed)
     result["probe_r"] = {"trained": probe(model, world), "untrained": probe(LeWM(cfg).to(device).eval(), world)}
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()}, {os.cpu_count()} cores"
-    result.update(minutes=(time.time() - began) / 60, command="python lewm.py " + " ".join(argv), seed=cfg.seed, hardware=hardware,
-                  versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-                  parameters=sum(p.numel() for p in model.parameters()), config=dataclasses.asdict(cfg))
+    result.update(
+        command="python lewm.py " + " ".join(argv), seed=cfg.seed, minutes=(time.time() - began) / 60,
+        hardware=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}",
+        versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        parameters=sum(p.numel() for p in model.parameters()), config=dataclasses.asdict(cfg))
     write_atomically(out / "result.json", lambda temporary: temporary.write_text(json.dumps(result, indent=1)))
-
     print(f"\n{'':18}success   95 % interval   object only   and at the end: agent px  block px  turn deg")
     for name, row in result["policies"].items():
         low, high = row["interval"]

@@ -273,6 +273,8 @@ def render(states, size=224, block_colour=COLOURS["block"]):
         raise ValueError(f"states must be (N, 7), got {tuple(states.shape)}")
     if not 8 <= size <= 4096:
         raise ValueError(f"size must be between 8 and 4096 px, got {size}")
+    if not torch.isfinite(states[:, :5]).all():
+        raise ValueError("states hold NaN or infinity")
     states, device, count = states.float(), states.device, len(states)
     pixel = BOARD / size
     smooth = max(1.0, pixel)                                                          # width of an edge, px

@@ -694,7 +694,7 @@ def test_cli_trains_evaluates_and_resumes(tmp_path):
     before = (tmp_path / "checkpoint.pt").read_bytes()
     lewm.main(["--train", "--resume", "--device", "cpu", "--out", str(tmp_path)])
     assert (tmp_path / "checkpoint.pt").read_bytes() == before, "a finished run must not train on"
-    lewm.main(["--eval", str(tmp_path / "checkpoint.pt"), "--episodes", "3", "--split", "dev", "--device", "cpu"])
+    lewm.main(["--eval", str(tmp_path / "checkpoint.pt"), "--episodes", "3", "--split", "dev", "--device", "cpu", "--out", str(tmp_path)])
     assert json.loads((tmp_path / "result.json").read_text())["episodes"] == 3
 
 
