@@ -132,13 +132,13 @@ class Config:
 MAY_BE_ZERO = "dropout sigreg_weight weight_decay warmup held_out seed checkpoint_minutes".split()
 MAY_CHANGE_LATER = "horizon candidates iterations elites replan budget goal_distance episodes checkpoint_minutes".split()
 
-SMALL = dict(image_size=64, patch_size=16, encoder_width=128, encoder_depth=3, encoder_heads=4, position_std=0.5, embed_dim=32,
-             projector_hidden=1024, predictor_width=96, predictor_depth=3, predictor_heads=4, predictor_head_dim=32,
-             predictor_mlp=384, sigreg_weight=0.25, directions=256, batch_size=64, lr=2e-3)
+SMALL = dict(image_size=64, patch_size=16, encoder_width=128, encoder_depth=3, encoder_heads=4, position_std=0.5, embed_dim=16,
+             projector_hidden=256, predictor_width=96, predictor_depth=3, predictor_heads=4, predictor_head_dim=32,
+             predictor_mlp=384, directions=256, batch_size=64, lr=2e-3, candidates=150, iterations=12, elites=15)
 PRESETS = {
     "paper": dict(),                                                    # the paper's sizes, 18.0 M parameters: hours on one GPU
     "fast": dict(image_size=112, lr=2e-4, steps=30_000),                # the same networks, smaller pictures: minutes on one GPU
-    "nano": dict(SMALL, steps=2800, train_episodes=2_000, candidates=200, iterations=15, elites=20),       # a laptop without a GPU
+    "nano": dict(SMALL, steps=2300, train_episodes=2_000),              # small networks, for a laptop without a GPU
     "smoke": dict(SMALL, batch_size=32, steps=120, train_episodes=100, candidates=50, iterations=5, elites=10, episodes=20),
 }
 

@@ -173,7 +173,7 @@ def _checked_state(state, name):
 
 def random_state(rng):
     """float64 (7,): the block anywhere mid-board at any angle, the agent at rest and clear of it."""
-    block = rng.normal(BOARD / 2, 50, 2).clip(140, 372)
+    block = rng.uniform(130, BOARD - 130, 2)
     angle = rng.uniform(0, 2 * np.pi)
     while True:
         agent = rng.uniform(40, BOARD - 40, 2)
@@ -337,7 +337,7 @@ def _choose_contact(rng, x, y, block_x, block_y, cos, sin):
         push_x, push_y = cos * nx - sin * ny, sin * nx + cos * ny           # on the board
         homeward = push_x * (BOARD / 2 - centre_x) + push_y * (BOARD / 2 - centre_y)
         way = math.hypot(block_x + cos * px - sin * py - x, block_y + sin * px + cos * py - y)
-        score = homeward / 30 - way / 25 + rng.gumbel()
+        score = homeward / 60 - way / 25 + rng.gumbel()
         if score > best_score:
             best, best_score = (px, py, nx, ny), score
     return best
@@ -410,7 +410,7 @@ def _episode(seed, index):
         steps_left -= 1
         centre_x, centre_y = state[2] - 45 * math.sin(state[4]), state[3] + 45 * math.cos(state[4])
         outwards = push_x * (centre_x - BOARD / 2) + push_y * (centre_y - BOARD / 2) if mode == "push" else 0
-        astray = outwards > 0 and max(abs(centre_x - BOARD / 2), abs(centre_y - BOARD / 2)) > 100
+        astray = outwards > 0 and max(abs(centre_x - BOARD / 2), abs(centre_y - BOARD / 2)) > 130
         lost = mode == "push" and _distance_to_block(x, y, *block) > AGENT_RADIUS + 15
         if steps_left <= 0 or astray or lost:
             mode, contact = "choose", None
