@@ -132,13 +132,14 @@ class Config:
 MAY_BE_ZERO = "dropout sigreg_weight weight_decay warmup held_out seed checkpoint_minutes".split()
 MAY_CHANGE_LATER = "horizon candidates iterations elites replan budget goal_distance episodes checkpoint_minutes".split()
 
-SMALL = dict(image_size=64, patch_size=16, encoder_width=128, encoder_depth=3, encoder_heads=4, position_std=0.5, embed_dim=16,
+SMALL = dict(image_size=64, patch_size=16, encoder_width=128, encoder_depth=3, encoder_heads=4, position_std=0.5, embed_dim=24,
              projector_hidden=256, predictor_width=96, predictor_depth=3, predictor_heads=4, predictor_head_dim=32,
-             predictor_mlp=384, directions=256, batch_size=64, lr=2e-3, candidates=150, iterations=12, elites=15)
+             predictor_mlp=384, sigreg_weight=0.05, directions=256, batch_size=64, lr=2e-3,
+             candidates=150, iterations=12, elites=15)
 PRESETS = {
     "paper": dict(),                                                    # the paper's sizes, 18.0 M parameters: hours on one GPU
     "fast": dict(image_size=112, lr=2e-4, steps=30_000),                # the same networks, smaller pictures: minutes on one GPU
-    "nano": dict(SMALL, steps=2300, train_episodes=2_000),              # small networks, for a laptop without a GPU
+    "nano": dict(SMALL, steps=2200, train_episodes=2_000),              # small networks, for a laptop without a GPU
     "smoke": dict(SMALL, batch_size=32, steps=120, train_episodes=100, candidates=50, iterations=5, elites=10, episodes=20),
 }
 
@@ -449,7 +450,7 @@ def learning_rate(step, cfg):
 
 def effective_rank(z):
     """z (n,D) -> exp(entropy of the normalised singular values): D for isotropic vectors, 1 when all lie on a line."""
-    s = torch.linalg.svdvals((z - z.mean(0)).double().cpu())
+    s = torch.linalg.svdvals((z - z.mean(0)).cpu().double())
     p = s / s.sum().clamp(min=1e-30)
     return torch.exp(-(p * p.clamp(min=1e-30).log()).sum()).item()
 
@@ -767,7 +768,7 @@ def probe(model, world=None, episodes=40, ridge=1e-3):
     for part in range(2):                                                               # fit on one half, test on the other
         states = torch.from_numpy(world.collect(episodes, seed=1_900_000 + part)["state"][::2])     # dev seeds
         pixels = (world.render(some.to(device), model.cfg.image_size) for some in states.split(256))
-        z.append(torch.cat([model.encode(some[None])[0] for some in pixels]).double().cpu())
+        z.append(torch.cat([model.encode(some[None])[0] for some in pixels]).cpu().double())
         y.append(torch.cat([states[:, :4], states[:, 4:5].sin(), states[:, 4:5].cos()], 1).double())
     centre, target = z[0].mean(0), y[0].mean(0)
     x = z[0] - centre

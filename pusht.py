@@ -467,9 +467,9 @@ def held_out_pairs(count, split="test", seed=0, distance=25, workers=None):
     One pair an episode: a random state and the one `distance` env steps later. Starts that already satisfy their goal are
     left out. split "dev" is for choosing settings, "test" for the figure that is reported.
     """
-    if split not in SPLIT_SEEDS or count < 1 or not 0 <= seed < 1_000_000 or not 1 <= distance <= 245:
+    if split not in SPLIT_SEEDS or count < 1 or not 0 <= seed < 1_000_000 or not 1 <= distance <= 150:
         raise ValueError(f"held_out_pairs: need a split of {sorted(SPLIT_SEEDS)}, count >= 1, 0 <= seed < 1000000 and "
-                         f"1 <= distance <= 245; got {split!r}, {count}, {seed}, {distance}")
+                         f"1 <= distance <= 150; got {split!r}, {count}, {seed}, {distance}")
     pairs, tried = [], count
     while len(pairs) < count:                                               # grows until enough pairs are unsolved
         tried = int(1.2 * tried) + 5

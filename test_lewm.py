@@ -663,7 +663,7 @@ def test_evaluation_gives_the_same_pairs_the_same_outcome_in_any_company(tmp_pat
 
 @pytest.mark.parametrize("argv, words", [
     ("--train --bogus 1", "--bogus"), ("--train --image_size 60 --patch_size 7", "60 is not a multiple of patch_size 7"),
-    ("--train --preset nano --elites 4000", "elites 4000 must be at least 2 and at most"), ("--train --history 4", "history 4 must be less than the 4"),
+    ("--train --preset nano --elites 4000", "elites 4000 must be from 2 to candidates"), ("--train --history 4", "history 4 must be less than the 4"),
     ("--train --lr -1", "lr is -1.0"), ("--train --steps 0", "steps is 0"), ("--train --steps two", "two"), ("--train --preset big", "big"),
     ("--train --dropout 1.0", "dropout 1.0"), ("--train --seed 1000000", "seed 1000000"), ("--train --data nowhere", "nowhere"),
     ("--train --device warp9", "warp9"), ("--eval nothing.pt", "nothing.pt"), ("--eval a.pt --train", "either"), ("--seed 1", "either")])
