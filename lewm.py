@@ -9,7 +9,7 @@ collapse, and the cross-entropy method plans in that space. No decoder, no rewar
     python lewm.py --eval runs/nano/checkpoint.pt           # plan again with a trained model
 
 Map: 1 Config / 2 ViT encoder / 3 Action encoder and AdaLN-zero predictor / 4 SIGReg / 5 LeWM / 6 Windows of data /
-7 Training / 8 Planning with CEM / 9 Evaluation / 10 Command line. Every section can be copied and used alone.
+7 Training / 8 The authors' weights / 9 Planning with CEM / 10 Evaluation / 11 Command line.
 
 Letters, each used for one thing only:
     B windows in a batch        T frames in a window         D width of an embedding      A numbers in an action block
@@ -32,6 +32,8 @@ import signal
 import sys
 import threading
 import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +54,7 @@ from tqdm import tqdm
 class Config:
     # pictures and actions
     image_size: int = 224           # px, side of a picture
+    crop: int = 0                   # px, side of the square cut from the middle of stored pictures, then resized; 0: all there is
     patch_size: int = 14            # px, side of a patch; must divide image_size
     action_dim: int = 2             # numbers in one action of the environment
     frame_skip: int = 5             # env steps from one frame to the next, so an action block has 5 x 2 = 10 numbers
@@ -129,7 +132,7 @@ class Config:
                 raise ValueError(message.format(**vars(self)))
 
 
-MAY_BE_ZERO = "dropout sigreg_weight weight_decay warmup held_out seed checkpoint_minutes".split()
+MAY_BE_ZERO = "crop dropout sigreg_weight weight_decay warmup held_out seed checkpoint_minutes".split()
 MAY_CHANGE_LATER = "horizon candidates iterations elites replan budget goal_distance episodes checkpoint_minutes".split()
 
 SMALL = dict(image_size=64, patch_size=16, encoder_width=128, encoder_depth=3, encoder_heads=4, position_std=0.5, embed_dim=24,
@@ -374,7 +377,7 @@ class LeWM(nn.Module):
 
 # ======== 6 Windows of data ===========================================================================================
 # A data set is a dictionary of flat arrays, all episodes end to end: "action" (F,a), "ep_len" (E,), "ep_offset" (E,), and
-# "pixels" (F,S,S,3) uint8 or "state" (F,...), which `render(states, size) -> uint8 (n,3,size,size)` turns into pictures on
+# "pixels" (F,height,width,3) uint8 or "state" (F,...), which `render(states, size) -> uint8 (n,3,size,size)` turns into pictures on
 # the training device, batch by batch. A window is T frames `frame_skip` steps apart with the action blocks between them.
 
 def check_data(data, cfg):
@@ -387,7 +390,9 @@ def check_data(data, cfg):
     if action.ndim != 2 or action.shape[1] != cfg.action_dim:
         raise ValueError(f"action is {action.shape}, not (rows, action_dim {cfg.action_dim})")
     if "pixels" in data and (frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8):
-        raise ValueError(f"pixels are {frames.shape} {frames.dtype}, not (rows, S, S, 3) uint8")
+        raise ValueError(f"pixels are {frames.shape} {frames.dtype}, not (rows, height, width, 3) uint8")
+    if "pixels" in data and cfg.crop > min(frames.shape[1:3]):
+        raise ValueError(f"crop {cfg.crop} is more than the stored pictures have, {frames.shape[1]} x {frames.shape[2]} px")
     if length.ndim != 1 or length.shape != offset.shape or {length.dtype.kind, offset.dtype.kind} - {"i", "u"}:
         raise ValueError("ep_len and ep_offset must be two equally long lists of whole numbers")
     if not len(length) or min(length.min(), offset.min()) < 0 or (offset + length).max() > min(len(action), len(frames)):
@@ -419,20 +424,33 @@ def action_statistics(action):
     return torch.tensor(np.stack([action.mean(0), std, action.min(0), action.max(0)]), dtype=torch.float32)
 
 
-def get_batch(data, starts, cfg, action_stats, device, render=None):
-    """starts (B,) -> pixels uint8 (B,T,3,S,S) and z-scored action blocks (B,T-1,A), on `device`."""
-    B, T, skip, size = len(starts), cfg.frames, cfg.frame_skip, cfg.image_size
-    rows = (starts[:, None] + skip * np.arange(T)).reshape(-1)                          # (B * T,)
+def read_windows(data, starts, cfg):
+    """starts (B,) -> frames (B * T, ...), pixels or states as they are stored, and raw actions (B, skip * (T - 1), a). NumPy."""
+    rows = (starts[:, None] + cfg.frame_skip * np.arange(cfg.frames)).reshape(-1)       # (B * T,)
+    steps = starts[:, None] + np.arange(cfg.frame_skip * (cfg.frames - 1))              # (B, skip * (T - 1))
+    return data["pixels" if "pixels" in data else "state"][rows], data["action"][steps]
+
+
+def get_batch(data, starts, cfg, action_stats, device, render=None, windows=None):
+    """starts (B,) -> pixels uint8 (B,T,3,S,S) and z-scored action blocks (B,T-1,A), on `device`.
+
+    windows: what `read_windows` gave for these starts, if it has been called already.
+    """
+    B, T, size = len(starts), cfg.frames, cfg.image_size
+    frames, actions = windows or read_windows(data, starts, cfg)
     if "pixels" in data:
-        pixels = torch.from_numpy(data["pixels"][rows]).to(device).permute(0, 3, 1, 2)
-        if pixels.shape[-1] != size:
+        pixels = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2)                # (B * T, 3, height, width)
+        height, width = pixels.shape[2:]
+        side = cfg.crop or min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        pixels = pixels[:, :, top:top + side, left:left + side]
+        if side != size:
             pixels = F.interpolate(pixels.float(), size=(size, size), mode="bilinear", antialias=True).round().to(torch.uint8)
     else:
-        pixels = render(torch.from_numpy(data["state"][rows]).float().to(device), size)
-    steps = starts[:, None] + np.arange(skip * (T - 1))                                 # (B, skip * (T - 1))
-    actions = torch.from_numpy(data["action"][steps]).float().to(device)                # (B, skip * (T - 1), a)
+        pixels = render(torch.from_numpy(frames).float().to(device), size)
     mean, std = action_stats[:2].to(device)
-    return pixels.unflatten(0, (B, T)), ((actions - mean) / std).view(B, T - 1, cfg.action_block)
+    actions = (torch.from_numpy(actions).float().to(device) - mean) / std               # (B, skip * (T - 1), a)
+    return pixels.unflatten(0, (B, T)), actions.view(B, T - 1, cfg.action_block)
 
 
 # ======== 7 Training ==================================================================================================
@@ -554,14 +572,21 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
     bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     began, last_save, look_every = time.time() - seconds, time.time(), max(1, cfg.steps // 40)
     bar = tqdm(total=cfg.steps, initial=step, desc="training", unit="step", mininterval=1)
-    with postponed_interrupt() as interrupted, bar:
+    def chosen(step):
+        return starts[np.random.default_rng([cfg.seed, step]).integers(len(starts), size=cfg.batch_size)]
+
+    def read(step):
+        return read_windows(data, chosen(step), cfg)
+
+    with postponed_interrupt() as interrupted, bar, ThreadPoolExecutor(1) as reader:
+        upcoming = reader.submit(read, step)
         while step < cfg.steps and not interrupted:
             lr = learning_rate(step, cfg)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            torch.manual_seed(1_000_003 * cfg.seed + step)                              # windows, directions and dropout
-            index = torch.randint(len(starts), (cfg.batch_size,)).numpy()
-            pixels, actions = get_batch(data, starts[index], cfg, action_stats, device, render)
+            torch.manual_seed(1_000_003 * cfg.seed + step)                              # directions and dropout
+            pixels, actions = get_batch(data, chosen(step), cfg, action_stats, device, render, upcoming.result())
+            upcoming = reader.submit(read, step + 1)                                    # while this step computes
             with bfloat16:
                 loss, parts = loss_function(pixels, actions)
             optimizer.zero_grad(set_to_none=True)
@@ -633,22 +658,40 @@ def save_checkpoint(path, model, **state):
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
+def read_weights(path):
+    """What torch.save wrote -> the dictionary. Nothing in the file is executed: a file that needs that is refused."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}; make one: python lewm.py --train")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        if zipfile.is_zipfile(path) and (part := zipfile.ZipFile(path).testzip()):      # torch does not check the sums
+            raise ValueError(f"the checksum of {part} is wrong")
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        code = re.search(r"unsupported (global|class|operand).{0,60}", reason, re.I)
+        if code:
+            raise ValueError(f"{path} holds pickled objects, whose loading would run code: refused ({code[0]}); where it was made, "
+                             "save tensors alone: torch.save(model.state_dict(), 'weights.pt')") from error
+        raise ValueError(f"{path} is damaged, cut short or not a file of torch.save ({reason[:120]})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
+    return content
+
+
 def load_checkpoint(path, device="cpu", expect={}):
     """-> (LeWM in evaluation mode, Config, the whole dictionary). Nothing in the file is executed.
 
     expect: {field: value} that its Config must agree with, planning aside. Raises FileNotFoundError, or ValueError for a
     file that is damaged, foreign or of another Config.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; make one: python lewm.py --train")
+    state = read_weights(path)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
         if state["format"] != "lewm" or state["version"] != 1:
             raise ValueError("another format or version")
         cfg = Config(**state["config"])
         model = LeWM(cfg)
         model.load_state_dict(state["model"])
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise ValueError(f"{path} is damaged or no checkpoint of this program ({reason})") from error
     for name, value in expect.items():
@@ -657,7 +700,93 @@ def load_checkpoint(path, device="cpu", expect={}):
     return model.to(device).eval(), cfg, state
 
 
-# ======== 8 Planning with CEM =========================================================================================
+# ======== 8 The authors' weights ======================================================================================
+# The released weights are a state dictionary of 303 tensors. The networks are the same, the names are not: this table is
+# all there is to translate. "#" is the number of a layer; {} stands for three matrices that are one here.
+
+OFFICIAL_NAMES = {
+    "encoder.cls": "encoder.embeddings.cls_token",
+    "encoder.position": "encoder.embeddings.position_embeddings",
+    "encoder.patches": "encoder.embeddings.patch_embeddings.projection",
+    "encoder.norm": "encoder.layernorm",
+    "action_encoder.mix": "action_encoder.patch_embed",
+    "action_encoder.mlp": "action_encoder.embed",
+    "predictor.position": "predictor.pos_embedding",
+    "predictor.norm": "predictor.transformer.norm",
+    "predictor.blocks.#.modulation": "predictor.transformer.layers.#.adaLN_modulation",
+    "predictor.blocks.#.attention.0": "predictor.transformer.layers.#.attn.norm",
+    "predictor.blocks.#.attention.1.qkv": "predictor.transformer.layers.#.attn.to_qkv",
+    "predictor.blocks.#.attention.1.out": "predictor.transformer.layers.#.attn.to_out.0",
+    "predictor.blocks.#.mlp": "predictor.transformer.layers.#.mlp.net",
+    "projector": "projector.net",
+    "prediction_projector": "pred_proj.net"}
+ENCODER_LAYER = {  # as saved with transformers 4 and with transformers 5
+    "encoder.blocks.#.norm1": ("encoder.encoder.layer.#.layernorm_before", "encoder.layers.#.layernorm_before"),
+    "encoder.blocks.#.norm2": ("encoder.encoder.layer.#.layernorm_after", "encoder.layers.#.layernorm_after"),
+    "encoder.blocks.#.attention.qkv": ("encoder.encoder.layer.#.attention.attention.{}", "encoder.layers.#.attention.{}_proj"),
+    "encoder.blocks.#.attention.out": ("encoder.encoder.layer.#.attention.output.dense", "encoder.layers.#.attention.o_proj"),
+    "encoder.blocks.#.mlp.0": ("encoder.encoder.layer.#.intermediate.dense", "encoder.layers.#.mlp.fc1"),
+    "encoder.blocks.#.mlp.2": ("encoder.encoder.layer.#.output.dense", "encoder.layers.#.mlp.fc2")}
+EXPERT_ACTION_STATS = [[-0.0087, 0.0068], [0.2019, 0.2002], [-1.0, -1.0], [1.0, 1.0]]   # of the authors' Push-T data
+
+
+def official_names(name, transformers=4):
+    """A parameter's name here -> the authors' names of its parts: one, or three for query, key and value."""
+    layer, parts = re.search(r"blocks\.(\d+)", name), ("query", "key", "value") if transformers == 4 else "qkv"
+    pattern = re.sub(r"blocks\.\d+", "blocks.#", name)
+    table = {**OFFICIAL_NAMES, **{ours: theirs[transformers - 4] for ours, theirs in ENCODER_LAYER.items()}}
+    ours = next((start for start in table if pattern == start or pattern.startswith(start + ".")), None)
+    if ours is None:                                                                    # predictor.widen
+        raise ValueError(f"the authors' layout has no place for {name}: embed_dim must equal predictor_width")
+    theirs = (table[ours] + pattern[len(ours):]).replace("#", layer[1] if layer else "")
+    return [theirs.format(part) for part in parts] if "{}" in theirs else [theirs]
+
+
+def load_official(path, cfg=None, action_stats=EXPERT_ACTION_STATS, device="cpu"):
+    """The authors' weights -> LeWM in evaluation mode. With or without "model." before the names.
+
+    cfg: a Config, of which the sizes matter (the paper's when not given). action_stats (4,a): mean, std, lowest and highest
+    of the raw actions the weights were trained with. Raises ValueError that lists every tensor that does not fit.
+    """
+    model, given = LeWM(cfg or Config()), read_weights(path)
+    given = given.get("state_dict", given)                                              # as in a checkpoint of Lightning
+    given = {str(name).removeprefix("model."): tensor for name, tensor in given.items()}
+    transformers = 5 if any(name.startswith("encoder.layers.") for name in given) else 4
+    weights, wrong = {"action_stats": torch.tensor(action_stats)}, []
+    for name, ours in model.state_dict().items():
+        if name == "action_stats":
+            continue
+        parts = official_names(name, transformers)
+        shape = [len(ours) // len(parts), *ours.shape[1:]] if ours.ndim else []
+        shape = shape + [1] if name == "action_encoder.mix.weight" else shape           # theirs is a Conv1d of kernel 1
+        found = [given.pop(part, None) for part in parts]
+        for part, tensor in zip(parts, found):
+            if tensor is None:
+                wrong.append(f"missing: {part} {shape}")
+            elif not isinstance(tensor, torch.Tensor) or list(tensor.shape) != shape:
+                wrong.append(f"{part} is {list(getattr(tensor, 'shape', [type(tensor).__name__]))}, not {shape}")
+        if not wrong:
+            weights[name] = (torch.cat(found) if ours.ndim else found[0]).reshape(ours.shape)
+    wrong += [f"unexpected: {name}" for name in given]
+    if wrong:
+        raise ValueError(f"{path} does not fit this Config, {len(wrong)} tensors are wrong:\n  " + "\n  ".join(wrong))
+    model.load_state_dict(weights)
+    return model.to(device).eval()
+
+
+def save_official(model, path, transformers=4):
+    """Write the weights in the authors' layout, with names as of transformers 4 or 5. Action statistics have no place in it."""
+    weights = {}
+    for name, ours in model.state_dict().items():
+        if name != "action_stats":
+            parts = official_names(name, transformers)
+            theirs = ours[..., None] if name == "action_encoder.mix.weight" else ours
+            weights.update(zip(parts, theirs.chunk(3) if len(parts) == 3 else [theirs]))
+    weights = {name: tensor.cpu().clone() for name, tensor in weights.items()}          # so that no part drags the whole along
+    write_atomically(path, lambda temporary: torch.save(weights, temporary))
+
+
+# ======== 9 Planning with CEM =========================================================================================
 # The cross-entropy method: draw plans from a Gaussian, imagine where each ends, keep the best few, refit the Gaussian to
 # them, again. The cost is the squared distance of the last predicted embedding to the goal's. Start and goal are encoded
 # once; only actions change. Each episode draws from its own generator, so its plan is the same in any company.
@@ -691,7 +820,7 @@ def cem(model, z, z_goal, generators=None, horizon=5, candidates=300, iterations
     return mean
 
 
-# ======== 9 Evaluation ================================================================================================
+# ======== 10 Evaluation ================================================================================================
 # Model-predictive control on held-out pairs: start = a state of an episode that training never saw, goal = the picture 25
 # steps later. A rate without its interval and its baselines says little, so they are always reported together.
 
@@ -778,15 +907,16 @@ def probe(model, world=None, episodes=40, ridge=1e-3):
     return {"agent": float(np.mean(r[:2])), "block": float(np.mean(r[2:4])), "angle": float(np.mean(r[4:]))}
 
 
-# ======== 10 Command line =============================================================================================
+# ======== 11 Command line =============================================================================================
 
 def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: sys.exit(f"lewm.py: {message}; python lewm.py --help lists all flags")
     parser.add_argument("--train", action="store_true", help="record data, train, plan in held-out episodes, draw pictures")
-    parser.add_argument("--eval", metavar="CKPT", help="plan in held-out episodes with a trained model")
+    parser.add_argument("--eval", metavar="CKPT", help="plan in held-out episodes with a trained model, or with the authors' weights")
     parser.add_argument("--preset", choices=PRESETS, help="named settings; default: fast with CUDA, nano without")
-    parser.add_argument("--data", metavar="PATH", help="train on this data set: .npz or folder with the columns of pusht.py")
+    parser.add_argument("--data", metavar="PATH", help="train on this data set: .npz or folder with the columns of pusht.py; with "
+                        "--eval and the authors' weights: z-score actions with its statistics instead of the expert set's")
     parser.add_argument("--out", metavar="DIR", help="where results go; default: runs/PRESET or runs/eval")
     parser.add_argument("--resume", action="store_true", help="go on from DIR/checkpoint.pt, if there is one")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
@@ -812,7 +942,11 @@ def main(argv):
     preset = given["preset"] or ("fast" if device.type == "cuda" else "nano")
     out = Path(given["out"] or (f"runs/{preset}" if given["train"] else "runs/eval"))
     checkpoint = Path(given["eval"] or out / "checkpoint.pt")
-    if given["eval"] or (given["resume"] and checkpoint.exists()):
+    if given["eval"] and "format" not in read_weights(checkpoint):
+        cfg = Config.preset(given["preset"] or "paper", **changes)
+        stats = action_statistics(world.load(given["data"])["action"]).tolist() if given["data"] else EXPERT_ACTION_STATS
+        model = load_official(checkpoint, cfg, stats, device)
+    elif given["eval"] or (given["resume"] and checkpoint.exists()):
         model, cfg, _ = load_checkpoint(checkpoint, device, expect=changes)
         cfg = dataclasses.replace(cfg, **changes)
     else:

@@ -520,6 +520,100 @@ def load(path):
     return data
 
 
+def import_hdf5(source, out, chunk_bytes=2**26):
+    """Convert an HDF5 file in the authors' layout to a folder that `load` maps into memory. A killed import goes on when repeated.
+
+    source: `pixels` (F,S,S,3) uint8, `action` (F,a), and `state` if there is one, with `ep_len` and `ep_offset` (E,), or with
+    `episode_idx` and `step_idx` (F,) instead. `proprio` is part of the state and is left out. About `chunk_bytes` of pixels are
+    in memory at a time. Returns (episodes, rows). Raises ValueError that names what is wrong, FileExistsError for `out`.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise ValueError("reading HDF5 needs one more package: pip install h5py (and hdf5plugin, for compressed files)") from error
+    try:
+        import hdf5plugin  # noqa: F401   importing it registers the decompressors
+    except ImportError:
+        hdf5plugin = None
+    source, out = Path(source), Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out} exists already: choose another --out or delete it first")
+    if not source.is_file():
+        raise FileNotFoundError(f"no file at {source}")
+    try:
+        with h5py.File(source, "r") as file:
+            return _convert(file, source, out, chunk_bytes)
+    except (OSError, KeyError, RuntimeError) as error:
+        hint = "" if hdf5plugin else "; if it is compressed: pip install hdf5plugin"
+        raise ValueError(f"{source} is damaged, cut short or no HDF5 file ({' '.join(str(error).split())[:150]}){hint}") from error
+
+
+def _episodes_of(file, source):
+    """ep_len and ep_offset of an HDF5 file, given as such or as an episode and a step number in each row."""
+    if "ep_len" in file:
+        length = file["ep_len"][:].astype(np.int64).reshape(-1)
+        offset = file["ep_offset"][:].astype(np.int64).reshape(-1) if "ep_offset" in file else np.cumsum(length) - length
+    elif "episode_idx" in file and "step_idx" in file:
+        episode, step = (file[name][:].astype(np.int64).reshape(-1) for name in ("episode_idx", "step_idx"))
+        if len(episode) != len(step):
+            raise ValueError(f"{source}: episode_idx has {len(episode)} rows, step_idx {len(step)}")
+        offset = np.flatnonzero(np.r_[True, episode[1:] != episode[:-1]]) if len(episode) else np.zeros(0, np.int64)
+        length = np.diff(np.r_[offset, len(episode)])
+        if len(np.unique(episode[offset])) != len(offset) or not np.array_equal(step - step[np.repeat(offset, length)],
+                                                                              np.arange(len(step)) - np.repeat(offset, length)):
+            raise ValueError(f"{source}: rows of an episode must lie together, in the order of step_idx")
+    else:
+        raise ValueError(f"{source} has neither ep_len nor episode_idx and step_idx; it has {', '.join(sorted(file))}")
+    return length, offset
+
+
+def _convert(file, source, out, chunk_bytes):
+    """The work of `import_hdf5`: copy rows into `out`.partial, note after each chunk how far it got, rename when complete."""
+    missing = [name for name in ("pixels", "action") if name not in file]
+    if missing:
+        raise ValueError(f"{source} lacks {' and '.join(missing)}; it has {', '.join(sorted(file))}")
+    length, offset = _episodes_of(file, source)
+    columns = [name for name in ("pixels", "action", "state") if name in file]
+    rows = len(file["action"])
+    if file["pixels"].ndim != 4 or file["pixels"].shape[3] != 3 or file["pixels"].dtype != np.uint8 or file["action"].ndim != 2:
+        raise ValueError(f"{source}: pixels are {file['pixels'].shape} {file['pixels'].dtype} and action {file['action'].shape}, "
+                         "not (rows, S, S, 3) uint8 and (rows, numbers)")
+    if any(len(file[name]) != rows for name in columns):
+        raise ValueError(f"{source}: columns differ in length: " + ", ".join(f"{name} {len(file[name])}" for name in columns))
+    if len(length) != len(offset) or not len(length) or min(length.min(), offset.min()) < 0 or (offset + length).max() > rows:
+        raise ValueError(f"{source}: {len(length)} episodes do not fit into {rows} rows")
+
+    partial_out, mark = out.with_name(out.name + ".partial"), f"{source.resolve()} {source.stat().st_size} {source.stat().st_mtime_ns}"
+    progress = partial_out / "progress.txt"
+    done = 0
+    if progress.exists():
+        before, _, count = progress.read_text().rpartition(" ")
+        if before != mark:
+            raise FileExistsError(f"{partial_out} is the beginning of another file's import: delete it first")
+        done = int(count)
+    partial_out.mkdir(parents=True, exist_ok=True)
+    paths = {name: partial_out / f"{name}.npy" for name in columns}
+    for name, path in paths.items():
+        if not done:
+            np.lib.format.open_memmap(path, "w+", np.uint8 if name == "pixels" else np.float32, file[name].shape)
+    chunk = max(1, chunk_bytes // max(1, math.prod(file["pixels"].shape[1:])))
+    with tqdm(total=rows, initial=done, desc=f"importing {source.name}", unit="row", unit_scale=True) as bar:
+        for start in range(done, rows, chunk):
+            for name, path in paths.items():
+                array = np.load(path, mmap_mode="r+")                        # opened anew, so that memory stays constant
+                array[start:start + chunk] = file[name][start:start + chunk]
+                array.flush()                                               # on disk before it counts as done
+            temporary = progress.with_suffix(".new")
+            temporary.write_text(f"{mark} {min(start + chunk, rows)}")
+            os.replace(temporary, progress)
+            bar.update(min(chunk, rows - start))
+    np.save(partial_out / "ep_len.npy", length)
+    np.save(partial_out / "ep_offset.npy", offset)
+    progress.unlink(missing_ok=True)
+    os.replace(partial_out, out)
+    return len(length), rows
+
+
 def save_gif(path, frames, fps=10):
     """frames (N, H, W, 3) uint8 -> a looping GIF."""
     from PIL import Image                                                    # comes with matplotlib
@@ -553,6 +647,7 @@ def main():
     parser.add_argument("--episodes", type=int, metavar="N", help="record N episodes")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same episodes; 1000000 and up are held-out")
     parser.add_argument("--out", metavar="PATH", help="where to: a folder (memory-mapped when read) or a file that ends in .npz")
+    parser.add_argument("--import", dest="source", metavar="FILE.h5", help="convert the authors' HDF5 data set to a folder (--out)")
     parser.add_argument("--workers", type=int, help="processes (one per core when not given); does not change the data")
     parser.add_argument("--size", type=int, default=224, help="side of the picture for --show, px")
     parser.add_argument("--show", metavar="PATH.gif", help="draw the first episode of --seed")
@@ -569,7 +664,13 @@ def main():
         save(args.out, data)
         print(f"{args.out}: {args.episodes} episodes, {len(data['action']):,} steps, {time.time() - began:.0f} s; "
               f"action std {data['action'].std(0).round(3)}, block position std {data['state'][:, 2:4].std(0).round(1)} px")
-    if not args.show and not args.episodes:
+    if args.source:
+        if not args.out:
+            parser.error("--import needs --out FOLDER")
+        began = time.time()
+        episodes, rows = import_hdf5(args.source, args.out)
+        print(f"{args.out}: {episodes:,} episodes, {rows:,} rows, {time.time() - began:.0f} s")
+    if not args.show and not args.episodes and not args.source:
         parser.print_help()
 
 

@@ -10,11 +10,13 @@ import importlib
 import json
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import types
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -521,8 +523,17 @@ def test_damaged_and_foreign_checkpoints_are_refused_and_never_executed(tmp_path
     torch.save({"format": "lewm", "version": 1, "config": Trap()}, "trap.pt")
     content = torch.load("good.pt", weights_only=True)
     torch.save({**content, "config": {**content["config"], "embed_dim": 17}}, "misfit.pt")
-    for name in ("half.pt", "empty.pt", "text.pt", "foreign.pt", "list.pt", "trap.pt", "misfit.pt"):
-        with pytest.raises(ValueError, match=f"{name} is damaged or no checkpoint"):
+    torch.save(torch.nn.Linear(2, 2), "module.pt")
+    Path("bare.pt").write_bytes(pickle.dumps({"weights": Trap()}))
+    torch.save(lewm.LeWM(tiny()).state_dict(), "large.pt")
+    flipped = bytearray(Path("large.pt").read_bytes())
+    flipped[len(flipped) // 2] ^= 255
+    Path("flipped.pt").write_bytes(flipped)
+    for name, words in {"half.pt": "damaged, cut short", "empty.pt": "damaged, cut short", "text.pt": "damaged, cut short",
+                        "flipped.pt": "checksum", "list.pt": "holds a list", "trap.pt": "would run code: refused",
+                        "module.pt": "would run code: refused", "bare.pt": "would run code: refused",
+                        "foreign.pt": "no checkpoint of this program", "misfit.pt": "no checkpoint of this program"}.items():
+        with pytest.raises(ValueError, match=f"{name}.*{words}"):
             lewm.load_checkpoint(name)
     assert not Path("trap-was-sprung").exists(), "loading a checkpoint executed code in it"
     with pytest.raises(FileNotFoundError, match="--train"):
@@ -566,6 +577,133 @@ def test_other_peoples_arrays_train_too(tmp_path):
             "ep_len": np.full(4, 50), "ep_offset": np.arange(4) * 50}
     model = lewm.train(tiny(action_dim=3, frame_skip=2, steps=2), data, device="cpu")
     assert model.predict(noise(2, 3, 16), noise(2, 3, 6)).shape == (2, 3, 16) and not list(tmp_path.iterdir())
+
+
+# ---- the authors' weights and files ------------------------------------------------------------------------------
+# What the authors' code answers when its weights are filled with numbers that follow from their names (seed 1).
+
+OFFICIAL_ENCODE = [1.18324, 0.04966, -0.38597, 1.48278, 0.08722, 1.19622, -0.11769, -1.21076]    # first frame, first 8 numbers
+OFFICIAL_PREDICT = [-0.72220, 0.27340, -0.09558, 0.25573, 0.15269, -0.83470, 0.04648, -0.52153]    # after 3 frames
+OFFICIAL_ROLLOUT = [-1.00459, 0.02961, -1.25545, -0.11934, 0.73192, -0.01402, -0.51713, 0.05496]    # first plan, after 5 blocks
+OFFICIAL_COST = [1.43226, 1.46615, 1.49128, 1.36126]    # of four plans
+
+
+def filled(name, shape):
+    """float32 normals that depend on the name alone, of a size that keeps activations near 1."""
+    x = np.random.Generator(np.random.PCG64([zlib.crc32(name.encode()), 1])).standard_normal(tuple(shape)).astype(np.float32)
+    if name.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    if name.endswith("running_var"):
+        x = 1 + 0.2 * np.abs(x)
+    elif name.endswith("running_mean"):
+        x = 0.1 * x
+    elif "adaLN" in name:
+        x = (0.05 if name.endswith("weight") else 0.3) * x
+    elif name.endswith(("cls_token", "position_embeddings", "pos_embedding")):
+        x = 0.5 * x
+    elif "." in name and len(shape) >= 2:
+        x = x / np.sqrt(np.prod(shape[1:]))
+    elif "." in name:
+        x = 1 + 0.1 * x if name.endswith("weight") else 0.05 * x
+    return torch.tensor(x, dtype=torch.float32)
+
+
+def test_the_authors_weights_give_the_authors_numbers_under_all_their_names(tmp_path):
+    """Catches a wrong name, a swapped query and key, another norm, another history while planning: parity to 1e-4."""
+    blank = lewm.LeWM(lewm.Config())
+    lewm.save_official(blank, tmp_path / "blank.pt")
+    layout = torch.load(tmp_path / "blank.pt", weights_only=True)
+    assert len(layout) == 303 and "predictor.transformer.layers.5.mlp.net.4.weight" in layout
+    weights = {name: filled(name, tensor.shape) for name, tensor in layout.items()}
+    torch.save({"model." + name: tensor for name, tensor in weights.items()}, tmp_path / "four.pt")
+    model = lewm.load_official(tmp_path / "four.pt")
+
+    lewm.save_official(model, tmp_path / "back.pt")
+    back = torch.load(tmp_path / "back.pt", weights_only=True)
+    assert back.keys() == weights.keys() and all(torch.equal(back[name], weights[name]) for name in back), "the round trip is not exact"
+    lewm.save_official(model, tmp_path / "five.pt", transformers=5)
+    five = torch.load(tmp_path / "five.pt", weights_only=True)
+    assert "encoder.layers.0.attention.q_proj.weight" in five and len(five) == 303
+    again = lewm.load_official(tmp_path / "five.pt")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values()))
+
+    pixels, actions, plans = filled("pixels", (2, 3, 3, 224, 224)), filled("actions", (2, 3, 10)), filled("candidates", (1, 4, 5, 10))
+    with torch.no_grad():
+        z, z_goal = model.encode(pixels[:1]), model.encode(filled("goal", (1, 1, 3, 224, 224)))
+        ends = model.rollout(z[:, :1], plans)[:, :, -1]
+        answers = {"encode": (z[0, 0, :8], OFFICIAL_ENCODE), "predict": (model.predict(z, actions[:1])[0, 2, :8], OFFICIAL_PREDICT),
+                   "rollout": (ends[0, 0, :8], OFFICIAL_ROLLOUT), "cost": ((ends - z_goal).square().sum(-1)[0] / 100, OFFICIAL_COST)}
+    for name, (ours, theirs) in answers.items():
+        assert np.abs(ours.numpy() - theirs).max() < 1e-4, f"{name}: {ours.numpy().round(5)}, the authors' code says {theirs}"
+
+
+def test_weights_that_do_not_fit_are_refused_with_a_full_list(tmp_path):
+    """Catches loading with strict=False, and messages that name only the first problem."""
+    cfg = tiny(embed_dim=24)
+    lewm.save_official(lewm.LeWM(cfg), tmp_path / "good.pt")
+    weights = torch.load(tmp_path / "good.pt", weights_only=True)
+    del weights["projector.net.0.bias"]
+    torch.save({**weights, "pred_proj.net.3.bias": torch.zeros(5), "extra": torch.zeros(1)}, tmp_path / "bad.pt")
+    with pytest.raises(ValueError) as caught:
+        lewm.load_official(tmp_path / "bad.pt", cfg)
+    for words in ("3 tensors", "missing: projector.net.0.bias [32]", "pred_proj.net.3.bias is [5], not [24]", "unexpected: extra"):
+        assert words in str(caught.value)
+    with pytest.raises(ValueError, match="embed_dim must equal predictor_width"):
+        lewm.save_official(lewm.LeWM(tiny()), tmp_path / "no.pt")
+
+
+def test_the_authors_hdf5_files_become_folders_in_both_layouts_also_after_a_kill(tmp_path, recorded, monkeypatch):
+    """Catches rows out of place, NaN actions that break training, and an import that starts anew or keeps half a chunk."""
+    h5py = pytest.importorskip("h5py", reason="reading HDF5 is optional: pip install h5py")
+    rows, lengths = len(recorded["action"]), recorded["ep_len"]
+    pixels = pusht.render(recorded["state"], 32).permute(0, 2, 3, 1).numpy()
+    actions = recorded["action"].copy()
+    actions[np.cumsum(lengths) - 1] = np.nan
+    common = {"pixels": pixels, "action": actions, "state": recorded["state"], "proprio": recorded["state"][:, [0, 1, 5, 6]]}
+    layouts = {"offsets": {"ep_len": lengths, "ep_offset": recorded["ep_offset"]},
+               "indices": {"episode_idx": np.repeat(np.arange(len(lengths)), lengths), "step_idx": np.concatenate([np.arange(n) for n in lengths])}}
+    for name, episodes in layouts.items():
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            for column, values in {**common, **episodes}.items():
+                file[column] = values
+
+    replace, calls = os.replace, []
+
+    def killed(*paths):                                             # as if by SIGKILL, in the third chunk
+        calls.append(paths)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pusht.import_hdf5(tmp_path / "indices.h5", tmp_path / "indices", chunk_bytes=100 * 32 * 32 * 3)
+    assert not (tmp_path / "indices").exists()
+    for name in layouts:
+        assert pusht.import_hdf5(tmp_path / f"{name}.h5", tmp_path / name, chunk_bytes=100 * 32 * 32 * 3) == (len(lengths), rows)
+        data = pusht.load(tmp_path / name)
+        for column, expected in {**recorded, "pixels": pixels, "action": actions}.items():
+            assert np.array_equal(data[column], expected, equal_nan=column == "action"), column
+    lewm.train(tiny(steps=2), data, device="cpu")
+    Path(tmp_path / "half.h5").write_bytes((tmp_path / "offsets.h5").read_bytes()[:50_000])
+    with pytest.raises(ValueError, match="damaged"):
+        pusht.import_hdf5(tmp_path / "half.h5", tmp_path / "half")
+    with h5py.File(tmp_path / "wrong.h5", "w") as file:
+        file["pixels"], file["action"] = pixels, actions
+    with pytest.raises(ValueError, match="neither ep_len nor episode_idx"):
+        pusht.import_hdf5(tmp_path / "wrong.h5", tmp_path / "wrong")
+
+
+def test_stored_pictures_are_cut_from_the_middle():
+    """Catches a crop from the corner, and pictures that are squeezed instead of cut."""
+    pixels = np.zeros((60, 24, 40, 3), np.uint8)
+    pixels[:, 8:16, 16:24] = 200
+    data = {"pixels": pixels, "action": np.zeros((60, 2)), "ep_len": np.array([60]), "ep_offset": np.array([0])}
+    stats = lewm.action_statistics(data["action"])
+    crop = lambda **changes: lewm.get_batch(data, np.array([0]), tiny(image_size=8, patch_size=4, **changes), stats, "cpu")[0]
+    assert crop(crop=8).min() == 200 and crop(crop=8).shape == (1, 4, 3, 8, 8)
+    assert crop()[0, 0, 0].float().mean().item() == pytest.approx(200 / 9, abs=1)       # a 24 px square, a ninth of it bright
 
 
 # ---- imagination and planning ------------------------------------------------------------------------------------
