@@ -572,11 +572,9 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
     bfloat16 = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     began, last_save, look_every = time.time() - seconds, time.time(), max(1, cfg.steps // 40)
     bar = tqdm(total=cfg.steps, initial=step, desc="training", unit="step", mininterval=1)
-    def chosen(step):
-        return starts[np.random.default_rng([cfg.seed, step]).integers(len(starts), size=cfg.batch_size)]
-
-    def read(step):
-        return read_windows(data, chosen(step), cfg)
+    def read(step):                                             # in another thread; the same seed draws the same windows there
+        generator = torch.Generator().manual_seed(1_000_003 * cfg.seed + step)
+        return read_windows(data, starts[torch.randint(len(starts), (cfg.batch_size,), generator=generator).numpy()], cfg)
 
     with postponed_interrupt() as interrupted, bar, ThreadPoolExecutor(1) as reader:
         upcoming = reader.submit(read, step)
@@ -584,8 +582,9 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
             lr = learning_rate(step, cfg)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            torch.manual_seed(1_000_003 * cfg.seed + step)                              # directions and dropout
-            pixels, actions = get_batch(data, chosen(step), cfg, action_stats, device, render, upcoming.result())
+            torch.manual_seed(1_000_003 * cfg.seed + step)                              # windows, directions and dropout
+            index = torch.randint(len(starts), (cfg.batch_size,)).numpy()
+            pixels, actions = get_batch(data, starts[index], cfg, action_stats, device, render, upcoming.result())
             upcoming = reader.submit(read, step + 1)                                    # while this step computes
             with bfloat16:
                 loss, parts = loss_function(pixels, actions)
@@ -958,7 +957,8 @@ def main(argv):
     print(f"planning in {cfg.episodes} held-out episodes ({given['split']})", flush=True)
     result = evaluate(model, cfg, given["split"], pairs_seed=given["pairs_seed"], world=world, gif=out / "plan.gif")
     torch.manual_seed(cfg.seed)
-    result["probe_r"] = {"trained": probe(model, world), "untrained": probe(LeWM(cfg).to(device).eval(), world)}
+    if given["train"]:
+        result["probe_r"] = {"trained": probe(model, world), "untrained": probe(LeWM(cfg).to(device).eval(), world)}
     result.update(
         command="python lewm.py " + " ".join(argv), seed=cfg.seed, minutes=(time.time() - began) / 60,
         hardware=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}",
@@ -970,7 +970,7 @@ def main(argv):
         low, high = row["interval"]
         print(f"{name:18}{row['success']:6.1%}   {low:6.1%} - {high:6.1%}   {row['object_success']:10.1%}   "
               f"{row['final_agent_px']:24.0f}{row['final_block_px']:10.0f}{row['final_turn_deg']:10.0f}")
-    for name, row in result["probe_r"].items():
+    for name, row in result.get("probe_r", {}).items():
         print(f"linear probe, {name} encoder: " + ", ".join(f"{what} r = {r:.2f}" for what, r in row.items()))
     print(f"{result['seconds_per_plan']:.2f} s per plan, {result['minutes']:.1f} minutes in all; results and pictures in {out}")
 
