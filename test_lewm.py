@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 
+import probe
 import pusht
 
 lewm = importlib.import_module(os.environ.get("LEWM", "lewm"))
@@ -795,6 +796,68 @@ def test_evaluation_gives_the_same_pairs_the_same_outcome_in_any_company(tmp_pat
     assert all(np.array_equal(a, b) for a, b in zip(seen[2], seen[4])), "the first two episodes went another way in company"
     assert json.loads(json.dumps(results[1]))["policies"].keys() == {"LeWM + CEM", "random actions", "doing nothing", "recorded actions"}
     assert (tmp_path / "4.gif").stat().st_size > 1000
+
+
+# ---- probing -----------------------------------------------------------------------------------------------------
+
+def test_probes_have_known_answers():
+    """Catches a probe that peeks, one that cannot fit a linear map, and a score in the wrong unit."""
+    states = np.random.default_rng(0).uniform(50, 450, (600, 7))
+    states[:, 4] = np.random.default_rng(1).uniform(0, 2 * np.pi, 600)
+    truth = probe.targets(states)
+    code, random_code = ((truth - truth.mean(0)) / truth.std(0)) @ noise(6, 12, seed=2), noise(600, 12, seed=3)
+    for fit in (probe.fit_linear, probe.fit_mlp):
+        known, unknown = (probe.score(fit(x[:400], truth[:400])(x[400:]), truth[400:]) for x in (code, random_code))
+        for group in probe.GROUPS:
+            assert known[group]["r"] > 0.99 and abs(unknown[group]["r"]) < 0.25
+    moved = truth + torch.tensor([3.0, 4, 0, 0, 0, 0])
+    moved[:, 4:] = torch.stack([(torch.as_tensor(states[:, 4]) + 0.1).sin(), (torch.as_tensor(states[:, 4]) + 0.1).cos()], 1)
+    answer = probe.score(moved, truth)
+    assert answer["agent"]["error"] == pytest.approx(5) and answer["angle"]["error"] == pytest.approx(math.degrees(0.1), rel=1e-3)
+
+
+def test_surprise_of_an_exact_model_is_zero_until_the_teleport():
+    """Catches a prediction compared with the wrong frame: a toy world that adds its actions, moved at frame 4."""
+    model = Adder(tiny(embed_dim=4)).eval()
+    actions = noise(3, 7, 10)
+    z = torch.cat([torch.zeros(3, 1, 4), actions[..., :4].cumsum(1)], 1)
+    z[:, 4:] += 2.0
+    surprise = probe.surprise(model, z, actions)
+    assert torch.allclose(surprise[:, 3], torch.full((3,), 16.0), atol=1e-4), "4 dimensions off by 2 at frame 4"
+    surprise[:, 3] = 0
+    assert surprise.abs().max() < 1e-6
+
+
+def test_paired_tests_and_roc_areas_have_known_values():
+    """Catches a test that ignores the pairing and an area that counts ties wrongly."""
+    base = np.random.default_rng(0).normal(0, 100, 40)
+    assert probe.paired(base + 1, base)["p"] < 0.001 and probe.paired(base + 1, base)["difference"] == pytest.approx(1)
+    assert probe.paired(base + np.tile([1, -1], 20), base)["p"] > 0.5
+    assert probe.roc_area([2, 3], [0, 1]) == 1 and probe.roc_area([1, 1], [1, 1]) == 0.5 and probe.roc_area([0], [1]) == 0
+
+
+def test_teleported_episodes_are_the_same_until_the_moment():
+    """Catches a disturbance that starts early, and one that is not there."""
+    states, actions = probe.trajectories(8, tiny())
+    for distance in (None, 40):
+        moved = probe.teleported(states, actions, distance, seed=0)
+        assert np.array_equal(moved[:, :probe.MOMENT], states[:, :probe.MOMENT]) and np.isfinite(moved).all()
+        assert (np.abs(moved[:, probe.MOMENT, :4] - states[:, probe.MOMENT, :4]).max(1) > 1).all()
+
+
+def test_probe_cli_leaves_its_pictures_and_numbers(tmp_path, capsys):
+    """Catches a part that breaks on another checkpoint, and figures that are not written down."""
+    model = awake(lewm.LeWM(tiny()))
+    lewm.save_checkpoint(tmp_path / "c.pt", model)
+    probe.main([str(tmp_path / "c.pt"), "--episodes", "12", "--steps", "5", "--out", str(tmp_path / "out"), "--device", "cpu"])
+    result = json.loads((tmp_path / "out" / "probe.json").read_text())
+    assert set(probe.PARTS) < set(result) and result["n"] == 12 and result["seed"] == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{part}.png" for part in probe.PARTS} | {"probe.json"}
+    assert "straightness" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="the parts are probes,surprise"):
+        probe.main([str(tmp_path / "c.pt"), "--only", "everything"])
+    with pytest.raises(FileNotFoundError, match="make one"):
+        probe.main([str(tmp_path / "nothing.pt")])
 
 
 # ---- the command line --------------------------------------------------------------------------------------------

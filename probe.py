@@ -1,0 +1,461 @@
+"""What the latent space of a LeWorldModel knows, and what surprises it: section 5 of the paper (arXiv 2603.19312) on any checkpoint.
+
+    python probe.py assets/nano.pt                              # all parts, some minutes on a CPU; pictures in runs/probe
+    python probe.py runs/nano/checkpoint.pt --only surprise,geometry
+
+Map: Data and codes / 1 Probes / 2 Surprise / 3 Straightening / 4 Latent geometry / 5 Imagination / 6 Action use / Command line.
+
+Everything is measured on scripted episodes whose seeds no training can use. Probes are fitted on one half of the episodes
+and judged on the other. Each part returns numbers for probe.json and leaves one picture.
+"""
+
+import argparse
+import csv
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+from tqdm import tqdm
+
+import lewm
+import pusht
+
+FIRST_SEED = 3_000_000              # of the episodes used here; training takes seeds below 1,000,000
+CONTEXT, AHEAD = 3, 8               # frames that imagination starts from, and blocks that it goes on
+MOMENT = 6                          # the frame at which a trajectory of `surprise` is disturbed
+STYLE = (dict(color="black", ls="-"), dict(color="tab:red", ls="--"), dict(color="tab:blue", ls=":"), dict(color="tab:gray", ls="-."))
+GROUPS = {"agent": slice(0, 2), "block": slice(2, 4), "angle": slice(4, 6)}
+PAPER = {"linear": {"agent": 0.974, "block": 0.986, "angle": 0.902}, "mlp": {"agent": 0.998, "block": 0.999, "angle": 0.990}}
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Data and codes. A trajectory is K frames, `frame_skip` env steps apart, with the K - 1 action blocks between them.
+
+def trajectories(episodes, cfg, seed=0):
+    """One trajectory an episode: states float32 (E,K,7), raw actions (E,K-1,skip,2), with K = CONTEXT + AHEAD."""
+    K, skip = CONTEXT + AHEAD, cfg.frame_skip
+    span, states, actions = skip * (K - 1), [], []
+    data = pusht.collect(2 * episodes, FIRST_SEED + seed)                   # some episodes are too short
+    for e, (first, length) in enumerate(zip(data["ep_offset"], data["ep_len"])):
+        if length > span and len(states) < episodes:
+            start = first + np.random.default_rng([seed, e]).integers(length - span)
+            states.append(data["state"][start:start + span + 1:skip])
+            actions.append(data["action"][start:start + span].reshape(K - 1, skip, -1))
+    if len(states) < episodes:
+        raise ValueError(f"only {len(states)} of {2 * episodes} episodes have {span + 1} steps: frame_skip {skip} is too long")
+    return np.stack(states), np.stack(actions)
+
+
+def draw(states, size, colour=pusht.COLOURS["block"]):
+    """states (..., 7) -> pixels uint8 (..., 3, S, S)."""
+    states = torch.as_tensor(np.asarray(states, np.float32))
+    pixels = torch.cat([pusht.render(some, size, colour) for some in states.flatten(0, -2).split(256)])
+    return pixels.unflatten(0, states.shape[:-1])
+
+
+@torch.no_grad()
+def encode(model, pixels):
+    """pixels (E,K,3,S,S) -> embeddings (E,K,D) on the CPU."""
+    device = model.action_stats.device
+    return torch.cat([model.encode(some[None].to(device))[0].cpu() for some in pixels.flatten(0, 1).split(128)]).unflatten(0, pixels.shape[:2])
+
+
+def blocks(model, actions):
+    """raw actions (E,K-1,skip,a) -> z-scored action blocks (E,K-1,A)."""
+    mean, std = model.action_stats[:2].cpu()
+    return ((torch.as_tensor(actions, dtype=torch.float32) - mean) / std).flatten(2)
+
+
+@torch.no_grad()
+def imagine(model, z, actions):
+    """Open loop: context z (E,T0,D), action blocks (E,K-1,A) -> (E,K,D): the context, then predictions alone."""
+    device, T0 = model.action_stats.device, z.shape[1]
+    ahead = model.rollout(z.to(device), actions[:, None].to(device))[:, 0, T0 - 1:].cpu()
+    return torch.cat([z, ahead], dim=1)
+
+
+def targets(states):
+    """states (...,7) -> what probes read: agent x, y, block x, y (px), sine and cosine of the block's angle, float32 (...,6)."""
+    states = torch.as_tensor(np.asarray(states, np.float32))
+    return torch.cat([states[..., :4], states[..., 4:5].sin(), states[..., 4:5].cos()], dim=-1)
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 1 Probes. A linear probe asks what lies open in an embedding, an MLP what is there at all. Beside it stand codes that
+# nobody trained for this, because r = 0.9 says nothing until one knows what raw pixels give.
+
+def fit_linear(x, y, ridge=1e-3):
+    """Closed-form ridge regression, x (n,D), y (n,k) -> a function (m,D) -> (m,k)."""
+    x, y = x.double(), y.double()
+    centre, scale, mean = x.mean(0), x.std(0).clamp(min=1e-8), y.mean(0)
+    x = (x - centre) / scale
+    weights = torch.linalg.solve(x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype), x.T @ (y - mean))
+    return lambda new: (((new.double() - centre) / scale) @ weights + mean).float()
+
+
+def fit_mlp(x, y, steps=1500, width=256, seed=0):
+    """Two hidden layers, AdamW. x (n,D), y (n,k) -> a function (m,D) -> (m,k)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        centre, scale, mean, spread = x.mean(0), x.std(0).clamp(min=1e-8), y.mean(0), y.std(0).clamp(min=1e-8)
+        net = nn.Sequential(nn.Linear(x.shape[1], width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, y.shape[1]))
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
+            index = torch.randint(len(x), (256,))
+            error = (net((x[index] - centre) / scale) - (y[index] - mean) / spread).square().mean()
+            optimizer.zero_grad()
+            error.backward()
+            optimizer.step()
+    net.requires_grad_(False)
+    return lambda new: net((new - centre) / scale) * spread + mean
+
+
+def score(guess, truth):
+    """(n,6) each -> {group: {"mse" of standardised targets, "mse_spread" over targets, "r", "error" in px or degrees}}."""
+    result = {}
+    mse = ((guess - truth) / truth.std(0)).square().mean(0)
+    for name, columns in GROUPS.items():
+        a, b = guess[:, columns], truth[:, columns]
+        r = [np.nan_to_num(np.corrcoef(a[:, i], b[:, i])[0, 1]) for i in range(2)]
+        if name == "angle":
+            turn = torch.atan2(a[:, 0], a[:, 1]) - torch.atan2(b[:, 0], b[:, 1])
+            error = torch.rad2deg(torch.atan2(turn.sin(), turn.cos()).abs()).median()
+        else:
+            error = (a - b).norm(dim=1).median()
+        result[name] = {"mse": mse[columns].mean().item(), "mse_spread": mse[columns].std(correction=0).item(),
+                        "r": float(np.mean(r)), "error": error.item()}
+    return result
+
+
+def probes(world):
+    """Tables of all codes; and the MLP probe of the embeddings, which `imagination` uses again."""
+    model, z, truth = world["model"], world["z"], targets(world["states"])
+    half = len(z) // 2
+    torch.manual_seed(0)
+    untrained = lewm.LeWM(model.cfg).eval()
+    pixels = world["pixels"].flatten(2).float() / 255
+    flat, centre = pixels.flatten(0, 1), pixels[:half].mean((0, 1))
+    _, _, axes = torch.pca_lowrank(pixels[:half].flatten(0, 1), q=min(z.shape[2], len(flat) // 4), niter=3)
+    codes = {"LeWM": z, "untrained encoder": encode(untrained, world["pixels"]), "pixels, PCA": ((flat - centre) @ axes).unflatten(0, z.shape[:2])}
+    result, figure = {}, Figure(figsize=(10, 7), layout="constrained")
+    fits = {}
+    for code, x in codes.items():
+        for kind, fit in (("linear", fit_linear), ("mlp", lambda a, b: fit_mlp(a, b, world["steps"]))):
+            read = fits[code, kind] = fit(x[:half].flatten(0, 1), truth[:half].flatten(0, 1))
+            result[f"{code}, {kind}"] = score(read(x[half:].flatten(0, 1)), truth[half:].flatten(0, 1))
+    for ahead in (1, 5):
+        imagined = imagine(model, z[half:, :CONTEXT], world["blocks"][half:])[:, CONTEXT - 1 + ahead]
+        for kind in ("linear", "mlp"):
+            result[f"predicted {ahead} ahead, {kind}"] = score(fits["LeWM", kind](imagined), truth[half:, CONTEXT - 1 + ahead])
+    labels = ("agent x (px)", "agent y (px)", "block x (px)", "block y (px)", "sine of angle", "cosine of angle")
+    guesses = {kind: fits["LeWM", kind](z[half:].flatten(0, 1)) for kind in ("linear", "mlp")}
+    for i, axis in enumerate(figure.subplots(2, 3).T.flat):
+        actual = truth[half:].flatten(0, 1)[:, i]
+        for (kind, guess), look in zip(guesses.items(), (dict(marker="x", color="tab:gray"), dict(marker=".", color="black"))):
+            axis.scatter(actual, guess[:, i], s=6, alpha=0.5, lw=0.7, label=f"{kind}, r = {np.corrcoef(actual, guess[:, i])[0, 1]:.2f}", **look)
+        axis.axline((actual.mean(), actual.mean()), slope=1, color="tab:red", lw=1)
+        axis.set(title=labels[i], xlabel="true", ylabel="read off the embedding")
+        axis.legend(fontsize=8)
+    world["read"] = fits["LeWM", "mlp"]
+    return result, figure
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 2 Surprise, or violation of expectation: ||z_hat_t - z_t||^2, z_hat from the true history. Three matched trajectories: one
+# as it was, one in which the block changes colour at frame MOMENT, one in which agent and block are somewhere else from then on.
+
+def surprise(model, z, actions):
+    """z (E,K,D), action blocks (E,K-1,A) -> (E,K-1): squared error of predicting frame t + 1 from the frames up to t."""
+    N, device = model.cfg.history, model.action_stats.device
+    with torch.no_grad():
+        steps = [model.predict(z[:, max(0, t + 1 - N):t + 1].to(device), actions[:, max(0, t + 1 - N):t + 1].to(device))[:, -1].cpu()
+                 for t in range(z.shape[1] - 1)]
+    return (torch.stack(steps, 1) - z[:, 1:]).square().sum(-1)
+
+
+def teleported(states, actions, distance, seed):
+    """From frame MOMENT on, agent and block are `distance` px away (anywhere on the board for None); the same actions follow."""
+    rng, result = np.random.default_rng(seed), states.copy()
+    for e in range(len(states)):
+        here = states[e, MOMENT].astype(np.float64)
+        if distance is None:
+            here = pusht.random_state(rng)
+        else:
+            for columns in (slice(0, 2), slice(2, 4)):
+                angle = rng.uniform(0, 2 * np.pi)
+                here[columns] = (here[columns] + distance * np.array([np.cos(angle), np.sin(angle)])).clip(60, pusht.BOARD - 60)
+        env = pusht.PushT()
+        env.reset(options={"state": here, "goal": here})
+        result[e, MOMENT] = here
+        for t in range(MOMENT, states.shape[1] - 1):
+            for action in actions[e, t]:
+                result[e, t + 1] = env.step(action)[0]
+    return result
+
+
+def paired(disturbed, clean, flips=10_000, seed=0):
+    """(n,) each -> mean difference, Cohen's d of the differences, and the two-sided p of a paired sign-flip test."""
+    difference = np.asarray(disturbed - clean, np.float64)
+    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (flips, len(difference)))
+    extreme = np.abs((signs * difference).mean(1)) >= abs(difference.mean()) - 1e-12
+    return {"difference": difference.mean(), "effect_size": difference.mean() / max(difference.std(ddof=1), 1e-12),
+            "p": (1 + extreme.sum()) / (1 + flips), "n": len(difference)}
+
+
+def roc_area(positive, negative):
+    """Probability that a positive scores above a negative, ties counting half."""
+    positive, negative = np.asarray(positive)[:, None], np.sort(np.asarray(negative))
+    below, upto = (np.searchsorted(negative, positive, side=side) for side in ("left", "right"))
+    return float((below + upto).mean() / (2 * len(negative)))
+
+
+def surprises(world):
+    """Mean curves with a 95 % band, paired tests, sensitivities, and the area under a teleport detector's ROC curve."""
+    model, actions, states, size, seed = world["model"], world["blocks"], world["states"], world["model"].cfg.image_size, world["seed"]
+    raw, clean = world["actions"], world["pixels"]
+    red, grey = np.array([200, 40, 40]), np.array(pusht.COLOURS["block"])
+
+    def recoloured(share):
+        return torch.cat([clean[:, :MOMENT], draw(states[:, MOMENT:], size, tuple((1 - share) * grey + share * red))], 1)
+
+    films = {"clean": clean, "block turns red": recoloured(1.0), "teleport": draw(teleported(states, raw, None, seed), size)}
+    curves = {name: surprise(model, encode(model, film), actions).numpy() for name, film in films.items()}
+    at = MOMENT - 1                                                         # surprise about frame MOMENT
+    result = {name: paired(curves[name][:, at], curves["clean"][:, at]) for name in list(films)[1:]}
+    result["teleport"]["roc_area"] = roc_area(curves["teleport"][:, at], curves["clean"].ravel())
+    some = slice(0, min(60, len(states)))
+    by_distance, by_colour = {}, {}
+    for distance in (5, 10, 20, 40, 80, 160):
+        z = encode(model, draw(teleported(states[some], raw[some], distance, seed), size))
+        by_distance[distance] = (surprise(model, z, actions[some])[:, at] / curves["clean"][some, at].mean()).mean().item()
+    for share in (0.25, 0.5, 0.75, 1.0):
+        z = encode(model, recoloured(share)[some])
+        by_colour[round(share * float(np.linalg.norm(red - grey)))] = (surprise(model, z, actions[some])[:, at] / curves["clean"][some, at].mean()).mean().item()
+    result.update(by_teleport_px=by_distance, by_colour_distance=by_colour)
+
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    shown = range(MOMENT - 3, MOMENT + 3)
+    for row, (name, film) in zip(top.subplots(3, len(shown)), films.items()):
+        for axis, t in zip(row, shown):
+            axis.imshow(film[0, t].permute(1, 2, 0).numpy())
+            axis.set(xticks=[], yticks=[], title=f"frame {t}" if name == "clean" else "")
+        row[0].set_ylabel(name, fontsize=8)
+    left, middle, right = bottom.subplots(1, 3, width_ratios=(2, 1, 1))
+    for (name, curve), style in zip(curves.items(), STYLE):
+        mean, band = curve.mean(0), 1.96 * curve.std(0) / math.sqrt(len(curve))
+        left.plot(range(1, curve.shape[1] + 1), mean, label=name, **style)
+        left.fill_between(range(1, curve.shape[1] + 1), mean - band, mean + band, color=style["color"], alpha=0.2, lw=0)
+    left.axvline(MOMENT, color="tab:gray", lw=1)
+    left.set(title=f"surprise, mean and 95 % band, n = {len(states)}", xlabel="frame (0.5 s apart)", ylabel="squared latent distance")
+    left.legend(fontsize=8)
+    for axis, values, label in ((middle, by_distance, "teleport (px)"), (right, by_colour, "colour change (RGB distance)")):
+        axis.plot(list(values), list(values.values()), "k.-")
+        axis.axhline(1, color="tab:gray", ls=":")
+        axis.set(title="surprise / clean", xlabel=label)
+    return result, figure
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 3 Straightening. Nothing asks for it, yet latent paths become straighter than the pixels' while the model learns to predict.
+
+def straightening(world):
+    """The paper's measure (mean cosine of consecutive latent velocities), and its course in training where metrics.csv has it."""
+    torch.manual_seed(0)
+    untrained = encode(lewm.LeWM(world["model"].cfg).eval(), world["pixels"])
+    result = {"LeWM": lewm.straightness(world["z"]), "untrained encoder": lewm.straightness(untrained),
+              "pixels": lewm.straightness(world["pixels"].flatten(2).float())}
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.bar(list(result), list(result.values()), color=("black", "tab:gray", "lightgray"), edgecolor="black")
+    left.axhline(0, color="black", lw=0.8)
+    left.set(title="straightness, held-out", ylabel="mean cosine")
+    if world["metrics"].is_file():
+        with open(world["metrics"]) as file:
+            rows = list(csv.DictReader(file))
+        right.plot([int(row["step"]) for row in rows], [float(row["straightness"]) for row in rows], **STYLE[0])
+        right.set(title="over training", xlabel="step", ylabel="mean cosine")
+    else:
+        right.set_axis_off()
+        right.text(0.5, 0.5, "no metrics.csv beside the checkpoint:\nno course over training", ha="center")
+    return result, figure
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 4 Latent geometry. The board should come back as a sheet; the spectrum and the quantiles show what SIGReg promised.
+
+def geometry(world, side=14):
+    """Principal components of a grid of states, the covariance's spectrum, and quantiles of random projections against N(0, 1)."""
+    model, z = world["model"], world["z"].flatten(0, 1)
+    line = np.linspace(60, pusht.BOARD - 60, side)
+    places = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
+    figure, result = Figure(figsize=(10, 6.5), layout="constrained"), {}
+    axes = figure.subplots(2, 3)
+    for row, (what, columns, base) in enumerate((("agent", slice(0, 2), [0, 0, 256, 230, 0.8, 0, 0]), ("block", slice(2, 4), [60, 60, 0, 0, 0.8, 0, 0]))):
+        states = np.tile(np.array(base, np.float32), (len(places), 1))
+        states[:, columns] = places
+        grid = encode(model, draw(states[None], model.cfg.image_size))[0]
+        grid = grid - grid.mean(0)
+        _, s, v = torch.linalg.svd(grid, full_matrices=False)
+        result[f"{what} grid, share of 2 components"] = (s[:2].square().sum() / s.square().sum()).item()
+        for axis, colour, name in ((axes[row, 0], places[:, 0], "x"), (axes[row, 1], places[:, 1], "y")):
+            dots = axis.scatter(*(grid @ v[:2].T).T, c=colour, cmap="viridis", s=14)
+            figure.colorbar(dots, ax=axis, label=f"{what} {name} (px)")
+            axis.set(title=f"{what} moved over the board", xlabel="component 1", ylabel="component 2")
+    spectrum = torch.linalg.eigvalsh(torch.cov(z.T)).flip(0)
+    result.update(effective_rank=lewm.effective_rank(z), dimensions=z.shape[1], smallest_std=z.std(0).min().item(), largest_std=z.std(0).max().item())
+    axes[0, 2].plot(range(1, len(spectrum) + 1), spectrum, "k.-")
+    axes[0, 2].axhline(1, color="tab:red", ls="--", label="N(0, I)")
+    axes[0, 2].set(title=f"spectrum, eff. rank {result['effective_rank']:.1f}", xlabel="component", ylabel="variance", yscale="log")
+    axes[0, 2].legend(fontsize=8)
+    generator = torch.Generator().manual_seed(0)
+    directions = nn.functional.normalize(torch.randn(z.shape[1], 8, generator=generator), dim=0)
+    levels = torch.linspace(0.01, 0.99, 99)
+    expected = math.sqrt(2) * torch.erfinv(2 * levels - 1)
+    for projected in (z @ directions).T:
+        axes[1, 2].plot(expected, projected.quantile(levels), color="black", lw=0.7, alpha=0.6)
+    axes[1, 2].axline((0, 0), slope=1, color="tab:red", ls="--", label="N(0, 1)")
+    axes[1, 2].set(title="8 random projections", xlabel="quantiles of N(0, 1)", ylabel="quantiles of the embeddings")
+    axes[1, 2].legend(fontsize=8)
+    return result, figure
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 5 Imagination. The model has no decoder; this one is trained afterwards, on frozen embeddings, only to look at them.
+
+def fit_decoder(z, pixels, steps=1500, side=32, seed=0):
+    """z (n,D), pixels uint8 (n,3,S,S) -> a function (m,D) -> float (m,3,side,side) in [0, 1]."""
+    small = nn.functional.interpolate(pixels.float() / 255, size=(side, side), mode="bilinear", antialias=True)
+    mean = small.mean(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Linear(z.shape[1], 512), nn.GELU(), nn.Linear(512, 512), nn.GELU(), nn.Linear(512, small[0].numel()))
+        optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+        for step in tqdm(range(steps), desc="decoder", leave=False):
+            optimizer.param_groups[0]["lr"] = 1e-3 * (1 - step / steps)
+            index = torch.randint(len(z), (128,))
+            error = (net(z[index]).view(-1, 3, side, side) + mean - small[index]).square().mean()
+            optimizer.zero_grad()
+            error.backward()
+            optimizer.step()
+    net.requires_grad_(False)
+    return lambda new: (net(new).view(-1, 3, side, side) + mean).clamp(0, 1)
+
+
+def imagination(world):
+    """A film strip, and the open-loop error against the horizon beside copying the last context frame."""
+    model, z, truth = world["model"], world["z"], targets(world["states"])
+    half = len(z) // 2
+    read = world.get("read") or fit_mlp(z[:half].flatten(0, 1), truth[:half].flatten(0, 1), world["steps"])
+    decode = fit_decoder(z[:half].flatten(0, 1), world["pixels"][:half].flatten(0, 1), world["steps"])
+    imagined = imagine(model, z[half:, :CONTEXT], world["blocks"][half:])
+    copied = z[half:, CONTEXT - 1:CONTEXT].expand(-1, AHEAD, -1)
+    result = {}
+    for name, guess in (("open loop", imagined[:, CONTEXT:]), ("copy last frame", copied), ("encoded true frame", z[half:, CONTEXT:])):
+        by_horizon = [score(read(guess[:, t]), truth[half:, CONTEXT + t]) for t in range(AHEAD)]
+        result[name] = {"latent": (guess - z[half:, CONTEXT:]).square().mean((0, 2)).tolist(),
+                        **{f"{group}_error": [row[group]["error"] for row in by_horizon] for group in GROUPS}}
+    figure = Figure(figsize=(11, 6.5), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    film = {"true": world["pixels"][half].float() / 255, "decoded": decode(z[half]), "imagined": decode(imagined[0])}
+    for row, (name, pictures) in zip(top.subplots(3, CONTEXT + AHEAD), film.items()):
+        for t, axis in enumerate(row):
+            axis.imshow(pictures[t].permute(1, 2, 0).numpy())
+            axis.set(xticks=[], yticks=[], title=("context" if t < CONTEXT else f"+{t - CONTEXT + 1}") if name == "true" else "")
+            axis.title.set_fontsize(8)
+        row[0].set_ylabel(name, fontsize=8)
+    for axis, (key, unit) in zip(bottom.subplots(1, 4), (("latent", "squared error a dimension"), ("agent_error", "px"), ("block_error", "px"), ("angle_error", "degrees"))):
+        for (name, row), style in zip(result.items(), STYLE):
+            axis.plot(range(1, AHEAD + 1), row[key], label=name, **style)
+        axis.set(title=key.replace("_", " "), xlabel="blocks ahead (0.5 s)", ylabel=unit)
+    axis.legend(fontsize=7)
+    return result, figure
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 6 Action use. A model that ignores actions predicts as well with the wrong ones.
+
+def action_use(world):
+    """Open-loop latent error by horizon with true, shuffled and zero (mean) actions."""
+    model, z, true = world["model"], world["z"], world["blocks"]
+    variants = {"true actions": true, "shuffled actions": true.roll(1, 0), "zero actions": torch.zeros_like(true)}
+    result = {name: (imagine(model, z[:, :CONTEXT], actions) - z)[:, CONTEXT:].square().mean((0, 2)).tolist() for name, actions in variants.items()}
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axis = figure.subplots()
+    for (name, errors), style in zip(result.items(), STYLE):
+        axis.plot(range(1, AHEAD + 1), errors, label=name, **style)
+    axis.set(title=f"does it use its actions? n = {len(z)}", xlabel="blocks ahead (0.5 s)", ylabel="squared latent error a dimension")
+    axis.legend(fontsize=8)
+    return result, figure
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Command line.
+
+PARTS = {"probes": probes, "surprise": surprises, "straightening": straightening, "geometry": geometry, "imagination": imagination, "actions": action_use}
+
+
+def summary(result):
+    """The tables that are printed, as one string."""
+    lines = []
+    if "probes" in result:
+        lines.append(f"{'probe':28}" + "".join(f"{name + ' mse':>12}{'r':>7}{'error':>9}" for name in GROUPS))
+        for code, row in result["probes"].items():
+            lines.append(f"{code:28}" + "".join(f"{row[name]['mse']:12.3f}{row[name]['r']:7.3f}{row[name]['error']:6.1f}{' °' if name == 'angle' else ' px'}" for name in GROUPS))
+        lines += [f"{'paper, ' + kind:28}" + "".join(f"{'':12}{r:7.3f}{'':9}" for r in row.values()) for kind, row in PAPER.items()]
+    for name in ("block turns red", "teleport") if "surprise" in result else ():
+        row = result["surprise"][name]
+        lines.append(f"surprise, {name}: {row['difference']:+.2f} over clean, effect size {row['effect_size']:.2f}, p = {row['p']:.4f}, n = {row['n']}"
+                     + (f", ROC area {row['roc_area']:.2f}" if "roc_area" in row else ""))
+    if "straightening" in result:
+        lines.append("straightness: " + ", ".join(f"{name} {value:.2f}" for name, value in result["straightening"].items()))
+    if "geometry" in result:
+        lines.append("effective rank {effective_rank:.1f} of {dimensions}, std {smallest_std:.2f} to {largest_std:.2f}".format(**result["geometry"]))
+    for name, errors in result.get("actions", {}).items():
+        lines.append(f"{name}: latent error {errors[0]:.3f} one block ahead, {errors[4]:.3f} five ahead")
+    return "\n".join(lines)
+
+
+def main(argv):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("checkpoint", metavar="CKPT", help="of lewm.py; one comes with the project: assets/nano.pt")
+    parser.add_argument("--only", default=",".join(PARTS), help="parts to run, with commas between: %(default)s")
+    parser.add_argument("--out", default="runs/probe", metavar="DIR", help="where pictures and probe.json go; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="which held-out episodes; default: 0")
+    parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
+    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of each MLP probe and of the decoder; default: 1500")
+    parser.add_argument("--episodes", type=int, default=240, help="held-out trajectories; half of them fit the probes; default: 240")
+    args = parser.parse_args(argv)
+    wanted = args.only.split(",")
+    if set(wanted) - set(PARTS):
+        raise ValueError(f"--only {args.only}: the parts are {','.join(PARTS)}")
+    if args.episodes < 8 or args.seed < 0 or args.steps < 1:
+        raise ValueError(f"--episodes {args.episodes} must be at least 8, --seed {args.seed} at least 0, --steps {args.steps} at least 1")
+    began, device, out = time.time(), lewm.pick_device(args.device), Path(args.out)
+    model, cfg, _ = lewm.load_checkpoint(args.checkpoint, device)
+    states, actions = trajectories(args.episodes, cfg, args.seed)
+    pixels = draw(states, cfg.image_size)
+    world = {"model": model, "states": states, "actions": actions, "blocks": blocks(model, actions), "pixels": pixels,
+             "z": encode(model, pixels), "metrics": Path(args.checkpoint).parent / "metrics.csv", "seed": args.seed, "steps": args.steps}
+    result = {"command": "python probe.py " + " ".join(argv), "seed": args.seed, "n": args.episodes, "paper_r": PAPER}
+    for name in tqdm([part for part in PARTS if part in wanted], desc="parts"):
+        result[name], figure = PARTS[name](world)
+        lewm.write_atomically(out / f"{name}.png", lambda temporary: figure.savefig(temporary, dpi=110))
+    result["minutes"] = (time.time() - began) / 60
+    lewm.write_atomically(out / "probe.json", lambda temporary: temporary.write_text(json.dumps(result, indent=1, default=float)))
+    print(summary(result))
+    print(f"{result['minutes']:.1f} minutes; pictures and probe.json in {out}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        sys.exit(f"probe.py: {error}")
