@@ -888,6 +888,19 @@ def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, 
     return {**result, "seconds_per_plan": planning / plans}
 
 
+def probe_targets(states):
+    """states (...,7) -> what probes read: agent x, y, block x, y (px), sine and cosine of the block's angle, (...,6)."""
+    return torch.cat([states[..., :4], states[..., 4:5].sin(), states[..., 4:5].cos()], dim=-1)
+
+
+def fit_ridge(x, y, ridge=1e-3):
+    """Closed-form ridge regression, x (n,D), y (n,k) -> a function (m,D) -> (m,k)."""
+    centre, mean = x.mean(0), y.mean(0)
+    x = x - centre
+    weights = torch.linalg.solve(x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype), x.T @ (y - mean))
+    return lambda new: (new - centre) @ weights + mean
+
+
 @torch.no_grad()
 def probe(model, world=None, episodes=40, ridge=1e-3):
     """What can be read off an embedding with a linear map? Pearson r on held-out episodes for agent, block and angle."""
@@ -897,11 +910,8 @@ def probe(model, world=None, episodes=40, ridge=1e-3):
         states = torch.from_numpy(world.collect(episodes, seed=1_900_000 + part)["state"][::2])     # dev seeds
         pixels = (world.render(some.to(device), model.cfg.image_size) for some in states.split(256))
         z.append(torch.cat([model.encode(some[None])[0] for some in pixels]).cpu().double())
-        y.append(torch.cat([states[:, :4], states[:, 4:5].sin(), states[:, 4:5].cos()], 1).double())
-    centre, target = z[0].mean(0), y[0].mean(0)
-    x = z[0] - centre
-    weights = torch.linalg.solve(x.T @ x + ridge * len(x) * torch.eye(x.shape[1]), x.T @ (y[0] - target))
-    guess = (z[1] - centre) @ weights + target                                          # closed-form ridge regression
+        y.append(probe_targets(states).double())
+    guess = fit_ridge(z[0], y[0], ridge)(z[1])
     r = [np.corrcoef(a, b)[0, 1] for a, b in zip(guess.T.numpy(), y[1].T.numpy())]
     return {"agent": float(np.mean(r[:2])), "block": float(np.mean(r[2:4])), "angle": float(np.mean(r[4:]))}
 

@@ -81,22 +81,28 @@ def imagine(model, z, actions):
 
 
 def targets(states):
-    """states (...,7) -> what probes read: agent x, y, block x, y (px), sine and cosine of the block's angle, float32 (...,6)."""
-    states = torch.as_tensor(np.asarray(states, np.float32))
-    return torch.cat([states[..., :4], states[..., 4:5].sin(), states[..., 4:5].cos()], dim=-1)
+    """states (...,7), an array -> what probes read, float32 (...,6): see `lewm.probe_targets`."""
+    return lewm.probe_targets(torch.as_tensor(np.asarray(states, np.float32)))
+
+
+def untrained_code(world):
+    """Embeddings (E,K,D) of the same frames by an encoder that was never trained; made once, for whichever parts ask."""
+    if "untrained" not in world:
+        torch.manual_seed(0)
+        world["untrained"] = encode(lewm.LeWM(world["model"].cfg).eval(), world["pixels"])
+    return world["untrained"]
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # 1 Probes. A linear probe asks what lies open in an embedding, an MLP what is there at all. Beside it stand codes that
 # nobody trained for this, because r = 0.9 says nothing until one knows what raw pixels give.
 
-def fit_linear(x, y, ridge=1e-3):
-    """Closed-form ridge regression, x (n,D), y (n,k) -> a function (m,D) -> (m,k)."""
-    x, y = x.double(), y.double()
-    centre, scale, mean = x.mean(0), x.std(0).clamp(min=1e-8), y.mean(0)
-    x = (x - centre) / scale
-    weights = torch.linalg.solve(x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype), x.T @ (y - mean))
-    return lambda new: (((new.double() - centre) / scale) @ weights + mean).float()
+def fit_linear(x, y):
+    """Ridge regression on standardised codes, x (n,D), y (n,k) -> a function (m,D) -> (m,k)."""
+    x = x.double()
+    centre, scale = x.mean(0), x.std(0).clamp(min=1e-8)
+    read = lewm.fit_ridge((x - centre) / scale, y.double())
+    return lambda new: read((new.double() - centre) / scale).float()
 
 
 def fit_mlp(x, y, steps=1500, width=256, seed=0):
@@ -138,12 +144,11 @@ def probes(world):
     """Tables of all codes; and the MLP probe of the embeddings, which `imagination` uses again."""
     model, z, truth = world["model"], world["z"], targets(world["states"])
     half = len(z) // 2
-    torch.manual_seed(0)
-    untrained = lewm.LeWM(model.cfg).eval()
+    untrained = untrained_code(world)
     pixels = world["pixels"].flatten(2).float() / 255
     flat, centre = pixels.flatten(0, 1), pixels[:half].mean((0, 1))
     _, _, axes = torch.pca_lowrank(pixels[:half].flatten(0, 1), q=min(z.shape[2], len(flat) // 4), niter=3)
-    codes = {"LeWM": z, "untrained encoder": encode(untrained, world["pixels"]), "pixels, PCA": ((flat - centre) @ axes).unflatten(0, z.shape[:2])}
+    codes = {"LeWM": z, "untrained encoder": untrained, "pixels, PCA": ((flat - centre) @ axes).unflatten(0, z.shape[:2])}
     result, figure = {}, Figure(figsize=(10, 7), layout="constrained")
     fits = {}
     for code, x in codes.items():
@@ -231,13 +236,15 @@ def surprises(world):
     result = {name: paired(curves[name][:, at], curves["clean"][:, at]) for name in list(films)[1:]}
     result["teleport"]["roc_area"] = roc_area(curves["teleport"][:, at], curves["clean"].ravel())
     some = slice(0, min(60, len(states)))
-    by_distance, by_colour = {}, {}
-    for distance in (5, 10, 20, 40, 80, 160):
-        z = encode(model, draw(teleported(states[some], raw[some], distance, seed), size))
-        by_distance[distance] = (surprise(model, z, actions[some])[:, at] / curves["clean"][some, at].mean()).mean().item()
-    for share in (0.25, 0.5, 0.75, 1.0):
-        z = encode(model, recoloured(share)[some])
-        by_colour[round(share * float(np.linalg.norm(red - grey)))] = (surprise(model, z, actions[some])[:, at] / curves["clean"][some, at].mean()).mean().item()
+
+    def over_clean(film):
+        """Mean surprise at the moment, as a multiple of the clean films'."""
+        return (surprise(model, encode(model, film), actions[some])[:, at] / curves["clean"][some, at].mean()).mean().item()
+
+    by_distance = {distance: over_clean(draw(teleported(states[some], raw[some], distance, seed), size))
+                   for distance in (5, 10, 20, 40, 80, 160)}
+    by_colour = {round(share * float(np.linalg.norm(red - grey))): over_clean(recoloured(share)[some])
+                 for share in (0.25, 0.5, 0.75, 1.0)}
     result.update(by_teleport_px=by_distance, by_colour_distance=by_colour)
 
     figure = Figure(figsize=(10, 7.5), layout="constrained")
@@ -268,9 +275,7 @@ def surprises(world):
 
 def straightening(world):
     """The paper's measure (mean cosine of consecutive latent velocities), and its course in training where metrics.csv has it."""
-    torch.manual_seed(0)
-    untrained = encode(lewm.LeWM(world["model"].cfg).eval(), world["pixels"])
-    result = {"LeWM": lewm.straightness(world["z"]), "untrained encoder": lewm.straightness(untrained),
+    result = {"LeWM": lewm.straightness(world["z"]), "untrained encoder": lewm.straightness(untrained_code(world)),
               "pixels": lewm.straightness(world["pixels"].flatten(2).float())}
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
