@@ -74,6 +74,9 @@ class Config:
     dropout: float = 0.1            # in the predictor; 0 costs 18 points of planning success in the paper
     history: int = 3                # frames the predictor sees at most
     frames: int = 4                 # T, frames in a training window; must exceed history
+    # what short runs need to see small moving things (section 6); the paper needs neither
+    whiten: bool = False            # centre and whiten colours with the data's own statistics instead of ImageNet's
+    min_motion: float = 0.0         # px the object must move between all frames of a training window; 0: all windows
     # loss
     sigreg_weight: float = 0.09     # lambda, the one knob. DIFFERS: 0.1 in the paper's text, 0.09 in its released config
     directions: int = 1024          # M, random directions of SIGReg, fresh at each step
@@ -132,7 +135,7 @@ class Config:
                 raise ValueError(message.format(**vars(self)))
 
 
-MAY_BE_ZERO = "crop dropout sigreg_weight weight_decay warmup held_out seed checkpoint_minutes".split()
+MAY_BE_ZERO = "crop min_motion dropout sigreg_weight weight_decay warmup held_out seed checkpoint_minutes".split()
 MAY_CHANGE_LATER = "horizon candidates iterations elites replan budget goal_distance episodes checkpoint_minutes".split()
 
 SMALL = dict(image_size=64, patch_size=16, encoder_width=128, encoder_depth=3, encoder_heads=4, position_std=0.5, embed_dim=24,
@@ -319,16 +322,18 @@ class LeWM(nn.Module):
                                    cfg.predictor_head_dim, cfg.predictor_mlp, cfg.dropout, cfg.history)
         self.prediction_projector = projector(cfg.predictor_width, cfg.projector_hidden, cfg.embed_dim)
         self.sigreg = SIGReg(cfg.directions, cfg.knots)
-        self.register_buffer("image_mean", torch.tensor(IMAGE_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("image_std", torch.tensor(IMAGE_STD).view(3, 1, 1), persistent=False)
-        # mean, std, lowest, highest of the training data's raw actions: needed to plan, so they travel with the weights
+        # Statistics of the training data, needed to plan, so they travel with the weights: of the pictures, a mean and the map
+        # that scales the colours; of the raw actions, mean, std, lowest and highest.
+        mean = torch.tensor(IMAGE_MEAN)[:, None, None].repeat(1, cfg.image_size, cfg.image_size)
+        self.register_buffer("picture_mean", mean)                                      # (3, S, S)
+        self.register_buffer("colour_map", torch.diag(1 / torch.tensor(IMAGE_STD)))     # (3, 3)
         self.register_buffer("action_stats", torch.tensor([[0.0], [1.0], [-1.0], [1.0]]).repeat(1, cfg.action_dim))
 
     def encode(self, pixels):
         """pixels (B,T,3,S,S) -> z (B,T,D). uint8 is scaled and normalised here; float is taken as already normalised."""
         B, T = pixels.shape[:2]
         if pixels.dtype == torch.uint8:
-            pixels = (pixels / 255 - self.image_mean) / self.image_std
+            pixels = torch.einsum("cd,btdhw->btchw", self.colour_map, pixels / 255 - self.picture_mean)
         return self.projector(self.encoder(pixels.flatten(0, 1))).view(B, T, -1)        # one batch norm over B * T frames
 
     def predict(self, z, actions):
@@ -407,10 +412,22 @@ def split_episodes(episodes, held_out, seed):
 
 
 def window_starts(data, cfg, episodes):
-    """Rows of all valid first frames, int64 (n,): the window's last frame must still be in the same episode."""
+    """Rows of all valid first frames, int64 (n,): the window's last frame must still be in the same episode.
+
+    With min_motion, windows in which the object rests between two frames are left out. Whatever rests is predicted for
+    free, so SIGReg would fill the embedding with ever finer functions of a resting block before the agent enters. Needs a
+    column "motion" (F,): px that the object moves from each row to the next.
+    """
     span = cfg.frame_skip * (cfg.frames - 1)
     first, length = np.asarray(data["ep_offset"], np.int64), np.asarray(data["ep_len"], np.int64)
-    return np.concatenate([np.arange(first[e], first[e] + length[e] - span) for e in episodes] or [np.zeros(0, np.int64)])
+    starts = np.concatenate([np.arange(first[e], first[e] + length[e] - span) for e in episodes] or [np.zeros(0, np.int64)])
+    if cfg.min_motion:
+        if "motion" not in data:
+            raise ValueError(f"min_motion {cfg.min_motion} needs a column motion in the data: leave it out with --min_motion 0")
+        path = np.concatenate([[0], np.cumsum(data["motion"], dtype=np.float64)])       # (F + 1,)
+        rows = starts[:, None] + cfg.frame_skip * np.arange(cfg.frames)                 # (n, T)
+        starts = starts[np.diff(path[rows], axis=1).min(1) >= cfg.min_motion]
+    return starts
 
 
 def action_statistics(action):
@@ -422,6 +439,19 @@ def action_statistics(action):
     std = action.std(0)
     std[std < 1e-6] = 1                                                                 # a constant action stays as it is
     return torch.tensor(np.stack([action.mean(0), std, action.min(0), action.max(0)]), dtype=torch.float32)
+
+
+def colour_statistics(pixels, floor=1e-3):
+    """pixels uint8 (n,3,S,S) -> mean picture (3,S,S) and the map (3,3) that whitens colours, both for values in [0, 1].
+
+    Against the mean picture a resting background is zero, and whitening weighs rare colours (the agent's) as much as common
+    ones (the block's). floor: smallest variance that is scaled up to 1, as a share of the largest.
+    """
+    pixels = pixels.float() / 255
+    mean = pixels.mean(0)
+    colours = (pixels - mean).permute(0, 2, 3, 1).reshape(-1, 3)
+    variance, axes = torch.linalg.eigh(colours.T @ colours / len(colours))
+    return mean, axes @ torch.diag((variance + floor * variance.max() + 1e-12).rsqrt()) @ axes.T
 
 
 def read_windows(data, starts, cfg):
@@ -544,7 +574,8 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
     episodes, held_out_episodes = split_episodes(len(data["ep_len"]), cfg.held_out, cfg.seed)
     starts, held_out_starts = window_starts(data, cfg, episodes), window_starts(data, cfg, held_out_episodes)
     if not len(starts):
-        raise ValueError(f"no episode has the {cfg.frame_skip * (cfg.frames - 1) + 1} steps of a window of {cfg.frames} frames")
+        raise ValueError(f"no episode has the {cfg.frame_skip * (cfg.frames - 1) + 1} steps of a window of {cfg.frames} frames"
+                         + f" with {cfg.min_motion} px of motion from each to the next" * bool(cfg.min_motion))
     ranges = [np.arange(data["ep_offset"][e], data["ep_offset"][e] + data["ep_len"][e]) for e in episodes]
     action_stats = action_statistics(data["action"][np.concatenate(ranges)])
 
@@ -558,6 +589,11 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
     else:
         model = LeWM(cfg)
         model.action_stats.copy_(action_stats)
+        if cfg.whiten:
+            some = np.random.default_rng(cfg.seed).choice(starts, 1024)
+            pixels, _ = get_batch(data, some, cfg, action_stats, device, render)
+            for buffer, value in zip((model.picture_mean, model.colour_map), colour_statistics(pixels.flatten(0, 1))):
+                buffer.copy_(value)
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=device.type == "cuda")
     if state:
@@ -653,7 +689,7 @@ def draw_curves(path, rows, cfg):
 
 def save_checkpoint(path, model, **state):
     """Config, weights and action statistics, which is all that planning needs; `state` is what training needs to go on."""
-    content = {"format": "lewm", "version": 1, "config": dataclasses.asdict(model.cfg), "model": model.state_dict(), **state}
+    content = {"format": "lewm", "version": 2, "config": dataclasses.asdict(model.cfg), "model": model.state_dict(), **state}
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
@@ -685,7 +721,7 @@ def load_checkpoint(path, device="cpu", expect={}):
     """
     state = read_weights(path)
     try:
-        if state["format"] != "lewm" or state["version"] != 1:
+        if state["format"] != "lewm" or state["version"] != 2:
             raise ValueError("another format or version")
         cfg = Config(**state["config"])
         model = LeWM(cfg)
@@ -726,6 +762,7 @@ ENCODER_LAYER = {  # as saved with transformers 4 and with transformers 5
     "encoder.blocks.#.attention.out": ("encoder.encoder.layer.#.attention.output.dense", "encoder.layers.#.attention.o_proj"),
     "encoder.blocks.#.mlp.0": ("encoder.encoder.layer.#.intermediate.dense", "encoder.layers.#.mlp.fc1"),
     "encoder.blocks.#.mlp.2": ("encoder.encoder.layer.#.output.dense", "encoder.layers.#.mlp.fc2")}
+STATISTICS = ("picture_mean", "colour_map", "action_stats")                             # these have no place in their files
 EXPERT_ACTION_STATS = [[-0.0087, 0.0068], [0.2019, 0.2002], [-1.0, -1.0], [1.0, 1.0]]   # of the authors' Push-T data
 
 
@@ -751,9 +788,10 @@ def load_official(path, cfg=None, action_stats=EXPERT_ACTION_STATS, device="cpu"
     given = given.get("state_dict", given)                                              # as in a checkpoint of Lightning
     given = {str(name).removeprefix("model."): tensor for name, tensor in given.items()}
     transformers = 5 if any(name.startswith("encoder.layers.") for name in given) else 4
-    weights, wrong = {"action_stats": torch.tensor(action_stats)}, []
+    weights, wrong = {name: getattr(model, name) for name in STATISTICS}, []
+    weights["action_stats"] = torch.tensor(action_stats)
     for name, ours in model.state_dict().items():
-        if name == "action_stats":
+        if name in STATISTICS:
             continue
         parts = official_names(name, transformers)
         shape = [len(ours) // len(parts), *ours.shape[1:]] if ours.ndim else []
@@ -774,10 +812,12 @@ def load_official(path, cfg=None, action_stats=EXPERT_ACTION_STATS, device="cpu"
 
 
 def save_official(model, path, transformers=4):
-    """Write the weights in the authors' layout, with names as of transformers 4 or 5. Action statistics have no place in it."""
+    """Write the weights in the authors' layout, with names as of transformers 4 or 5. Statistics of the data have no place in it."""
+    if model.cfg.whiten:
+        raise ValueError("the authors' layout has no place for the colour statistics of a model trained with whiten")
     weights = {}
     for name, ours in model.state_dict().items():
-        if name != "action_stats":
+        if name not in STATISTICS:
             parts = official_names(name, transformers)
             theirs = ours[..., None] if name == "action_encoder.mix.weight" else ours
             weights.update(zip(parts, theirs.chunk(3) if len(parts) == 3 else [theirs]))
@@ -962,6 +1002,8 @@ def main(argv):
         cfg = Config.preset(preset, **changes)
     if given["train"]:
         data = world.load(given["data"]) if given["data"] else world.collect(cfg.train_episodes, cfg.seed)
+        if cfg.min_motion and "state" in data:
+            data["motion"] = world.block_motion(data["state"])
         print(f"{len(data['ep_len']):,} episodes, {len(data['action']):,} steps ({time.time() - began:.0f} s)", flush=True)
         model = train(cfg, data, out, given["resume"], device)
     print(f"planning in {cfg.episodes} held-out episodes ({given['split']})", flush=True)

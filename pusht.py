@@ -451,6 +451,12 @@ def collect(episodes, seed=0, workers=None):
             "ep_len": lengths, "ep_offset": np.cumsum(lengths) - lengths}
 
 
+def block_motion(states):
+    """states (F,7) -> float32 (F,): px that the block moves from each row to the next, 0 in the last."""
+    position = np.asarray(states)[:, 2:4]
+    return np.append(np.linalg.norm(np.diff(position, axis=0), axis=1), 0).astype(np.float32)
+
+
 def _pair(seed, distance, index):
     """(start, goal, the recorded actions between them) from one episode, or None where the start satisfies the goal."""
     states, actions = _episode(seed, index)

@@ -521,7 +521,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_and_never_executed(tmp_path
     Path("text.pt").write_text("hello")
     torch.save({"weights": torch.zeros(3)}, "foreign.pt")
     torch.save([1, 2], "list.pt")
-    torch.save({"format": "lewm", "version": 1, "config": Trap()}, "trap.pt")
+    torch.save({"format": "lewm", "version": 2, "config": Trap()}, "trap.pt")
     content = torch.load("good.pt", weights_only=True)
     torch.save({**content, "config": {**content["config"], "embed_dim": 17}}, "misfit.pt")
     torch.save(torch.nn.Linear(2, 2), "module.pt")
