@@ -76,7 +76,7 @@ class Config:
     frames: int = 4                 # T, frames in a training window; must exceed history
     # what short runs need to see small moving things (section 6); the paper needs neither
     whiten: bool = False            # centre and whiten colours with the data's own statistics instead of ImageNet's
-    min_motion: float = 0.0         # px the object must move between all frames of a training window; 0: all windows
+    min_motion: float = 0.0         # px the block must move between any two frames of a training window; 0: all windows
     # loss
     sigreg_weight: float = 0.09     # lambda, the one knob. DIFFERS: 0.1 in the paper's text, 0.09 in its released config
     directions: int = 1024          # M, random directions of SIGReg, fresh at each step
@@ -138,14 +138,14 @@ class Config:
 MAY_BE_ZERO = "crop min_motion dropout sigreg_weight weight_decay warmup held_out seed checkpoint_minutes".split()
 MAY_CHANGE_LATER = "horizon candidates iterations elites replan budget goal_distance episodes checkpoint_minutes".split()
 
-SMALL = dict(image_size=64, patch_size=16, encoder_width=128, encoder_depth=3, encoder_heads=4, position_std=0.5, embed_dim=24,
+SMALL = dict(image_size=64, patch_size=16, encoder_width=128, encoder_depth=3, encoder_heads=4, position_std=0.5, embed_dim=128,
              projector_hidden=256, predictor_width=96, predictor_depth=3, predictor_heads=4, predictor_head_dim=32,
-             predictor_mlp=384, sigreg_weight=0.05, directions=256, batch_size=64, lr=2e-3,
+             predictor_mlp=384, whiten=True, min_motion=10.0, sigreg_weight=0.25, directions=256, batch_size=64, lr=1e-3,
              candidates=150, iterations=12, elites=15)
 PRESETS = {
     "paper": dict(),                                                    # the paper's sizes, 18.0 M parameters: hours on one GPU
     "fast": dict(image_size=112, lr=2e-4, steps=30_000),                # the same networks, smaller pictures: minutes on one GPU
-    "nano": dict(SMALL, steps=2200, train_episodes=2_000),              # small networks, for a laptop without a GPU
+    "nano": dict(SMALL, steps=2400, train_episodes=3_000),              # small networks, for a laptop without a GPU
     "smoke": dict(SMALL, batch_size=32, steps=120, train_episodes=100, candidates=50, iterations=5, elites=10, episodes=20),
 }
 
@@ -414,16 +414,14 @@ def split_episodes(episodes, held_out, seed):
 def window_starts(data, cfg, episodes):
     """Rows of all valid first frames, int64 (n,): the window's last frame must still be in the same episode.
 
-    With min_motion, windows in which the object rests between two frames are left out. Whatever rests is predicted for
-    free, so SIGReg would fill the embedding with ever finer functions of a resting block before the agent enters. Needs a
-    column "motion" (F,): px that the object moves from each row to the next.
+    Where the data have a column "motion" (F,), px that an object moves from each row to the next, windows with less than
+    min_motion between two frames are left out: whatever rests is predicted for free, so SIGReg would fill the embedding
+    with ever finer functions of a resting block before the agent enters.
     """
     span = cfg.frame_skip * (cfg.frames - 1)
     first, length = np.asarray(data["ep_offset"], np.int64), np.asarray(data["ep_len"], np.int64)
     starts = np.concatenate([np.arange(first[e], first[e] + length[e] - span) for e in episodes] or [np.zeros(0, np.int64)])
-    if cfg.min_motion:
-        if "motion" not in data:
-            raise ValueError(f"min_motion {cfg.min_motion} needs a column motion in the data: leave it out with --min_motion 0")
+    if cfg.min_motion and "motion" in data:
         path = np.concatenate([[0], np.cumsum(data["motion"], dtype=np.float64)])       # (F + 1,)
         rows = starts[:, None] + cfg.frame_skip * np.arange(cfg.frames)                 # (n, T)
         starts = starts[np.diff(path[rows], axis=1).min(1) >= cfg.min_motion]
@@ -575,7 +573,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
     starts, held_out_starts = window_starts(data, cfg, episodes), window_starts(data, cfg, held_out_episodes)
     if not len(starts):
         raise ValueError(f"no episode has the {cfg.frame_skip * (cfg.frames - 1) + 1} steps of a window of {cfg.frames} frames"
-                         + f" with {cfg.min_motion} px of motion from each to the next" * bool(cfg.min_motion))
+                         + f", or none moves {cfg.min_motion} px between them: lower min_motion" * ("motion" in data))
     ranges = [np.arange(data["ep_offset"][e], data["ep_offset"][e] + data["ep_len"][e]) for e in episodes]
     action_stats = action_statistics(data["action"][np.concatenate(ranges)])
 
@@ -941,6 +939,13 @@ def fit_ridge(x, y, ridge=1e-3):
     return lambda new: (new - centre) @ weights + mean
 
 
+def untrained(model):
+    """A new LeWM of the same Config and data statistics, to compare a trained one with."""
+    new = LeWM(model.cfg)
+    new.load_state_dict({name: getattr(model, name) for name in STATISTICS}, strict=False)
+    return new.to(model.action_stats.device).eval()
+
+
 @torch.no_grad()
 def probe(model, world=None, episodes=40, ridge=1e-3):
     """What can be read off an embedding with a linear map? Pearson r on held-out episodes for agent, block and angle."""
@@ -1010,7 +1015,7 @@ def main(argv):
     result = evaluate(model, cfg, given["split"], pairs_seed=given["pairs_seed"], world=world, gif=out / "plan.gif")
     torch.manual_seed(cfg.seed)
     if given["train"]:
-        result["probe_r"] = {"trained": probe(model, world), "untrained": probe(LeWM(cfg).to(device).eval(), world)}
+        result["probe_r"] = {"trained": probe(model, world), "untrained": probe(untrained(model), world)}
     result.update(
         command="python lewm.py " + " ".join(argv), seed=cfg.seed, minutes=(time.time() - began) / 60,
         hardware=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}",

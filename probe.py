@@ -89,7 +89,7 @@ def untrained_code(world):
     """Embeddings (E,K,D) of the same frames by an encoder that was never trained; made once, for whichever parts ask."""
     if "untrained" not in world:
         torch.manual_seed(0)
-        world["untrained"] = encode(lewm.LeWM(world["model"].cfg).eval(), world["pixels"])
+        world["untrained"] = encode(lewm.untrained(world["model"]), world["pixels"])
     return world["untrained"]
 
 

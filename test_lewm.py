@@ -412,6 +412,53 @@ def test_windows_cover_every_valid_start_and_never_cross_an_episodes_end():
     assert starts.tolist() == expected
 
 
+def test_windows_in_which_the_block_rests_are_left_out():
+    """Catches windows that move on the whole but rest between two of their frames, and motion counted across episodes."""
+    data = counting_data()
+    states = np.zeros((len(data["action"]), 7))
+    states[:, 2] = np.arange(len(states)) * 2.0                             # 2 px a row: 10 px from frame to frame,
+    states[66:71, 2] = states[66, 2]                                        # but for a rest of 4 rows in the last episode
+    states[71:, 2] -= 8
+    data["motion"] = pusht.block_motion(states)
+    assert data["motion"].shape == (len(states),) and data["motion"][0] == 2
+    starts = lewm.window_starts(data, tiny(min_motion=10.0), range(4))
+    assert starts.tolist() == [*range(0, 15), 30, *range(70, 86)]
+    assert len(lewm.window_starts(data, tiny(min_motion=0.0), range(4))) == len(lewm.window_starts(counting_data(), tiny(), range(4)))
+
+
+def test_whitened_colours_weigh_a_small_object_as_much_as_a_large_one():
+    """Catches a colour map that is transposed, not inverted, or not applied, and statistics that a checkpoint forgets."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.full((400, 3, 16, 16), 200, dtype=torch.uint8)
+    for picture in pixels:
+        x, y, u, v = torch.randint(0, 10, (4,), generator=generator).tolist()
+        picture[:, y:y + 6, x:x + 6] = torch.tensor([100, 110, 120], dtype=torch.uint8)[:, None, None]      # large and grey
+        picture[:, v:v + 2, u:u + 2] = torch.tensor([30, 60, 220], dtype=torch.uint8)[:, None, None]        # small and blue
+    mean, colour_map = lewm.colour_statistics(pixels, floor=0.0)
+    seen = torch.einsum("cd,ndhw->nchw", colour_map, pixels / 255 - mean).permute(0, 2, 3, 1).reshape(-1, 3)
+    scale = seen.T @ seen / len(seen)
+    eigenvalues = torch.linalg.eigvalsh(scale)
+    assert seen.mean(0).abs().max() < 1e-3 and (eigenvalues[1:] - 1).abs().max() < 1e-2, f"covariance {scale}"
+
+    model = lewm.LeWM(tiny(image_size=16, whiten=True)).eval()
+    model.picture_mean.copy_(mean)
+    model.colour_map.copy_(colour_map)
+    normalised = seen.view(400, 16, 16, 3).permute(0, 3, 1, 2)
+    assert torch.allclose(model.encode(pixels[None, :4]), model.encode(normalised[None, :4]), atol=1e-4)
+    with pytest.raises(ValueError, match="colour statistics"):
+        lewm.save_official(model, "never.pt")
+
+
+def test_a_whitened_run_keeps_its_statistics_in_the_checkpoint(tmp_path):
+    """Catches a resumed or evaluated model that sees other colours than the trained one."""
+    cfg, data = tiny(steps=3, whiten=True), pusht.collect(12, seed=5, workers=1)
+    model = lewm.train(cfg, data, tmp_path)
+    again, _, _ = lewm.load_checkpoint(tmp_path / "checkpoint.pt")
+    for name in lewm.STATISTICS:
+        assert torch.equal(getattr(model, name), getattr(again, name)) and torch.equal(getattr(model, name), getattr(lewm.untrained(model), name))
+    assert not torch.equal(model.colour_map, lewm.LeWM(cfg).colour_map)
+
+
 def test_episodes_are_split_whole_by_seed_and_before_anything_else():
     """Catches validation windows that overlap training windows."""
     train, held_out = lewm.split_episodes(100, 0.1, seed=1)
