@@ -445,7 +445,7 @@ def colour_statistics(pixels, floor=1e-3):
     Against the mean picture a resting background is zero, and whitening weighs rare colours (the agent's) as much as common
     ones (the block's). floor: smallest variance that is scaled up to 1, as a share of the largest.
     """
-    pixels = pixels.float() / 255
+    pixels = pixels.cpu().float() / 255                                                 # not every device has eigh
     mean = pixels.mean(0)
     colours = (pixels - mean).permute(0, 2, 3, 1).reshape(-1, 3)
     variance, axes = torch.linalg.eigh(colours.T @ colours / len(colours))

@@ -424,6 +424,9 @@ def test_windows_in_which_the_block_rests_are_left_out():
     starts = lewm.window_starts(data, tiny(min_motion=10.0), range(4))
     assert starts.tolist() == [*range(0, 15), 30, *range(70, 86)]
     assert len(lewm.window_starts(data, tiny(min_motion=0.0), range(4))) == len(lewm.window_starts(counting_data(), tiny(), range(4)))
+    data["motion"][:] = 0
+    with pytest.raises(ValueError, match="min_motion"):
+        lewm.train(tiny(image_size=8, patch_size=8), data)
 
 
 def test_whitened_colours_weigh_a_small_object_as_much_as_a_large_one():
