@@ -811,7 +811,7 @@ def load_official(path, cfg=None, action_stats=EXPERT_ACTION_STATS, device="cpu"
 
 def save_official(model, path, transformers=4):
     """Write the weights in the authors' layout, with names as of transformers 4 or 5. Statistics of the data have no place in it."""
-    if model.cfg.whiten:
+    if not torch.equal(model.colour_map.cpu(), torch.diag(1 / torch.tensor(IMAGE_STD))):
         raise ValueError("the authors' layout has no place for the colour statistics of a model trained with whiten")
     weights = {}
     for name, ours in model.state_dict().items():
