@@ -573,7 +573,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
     starts, held_out_starts = window_starts(data, cfg, episodes), window_starts(data, cfg, held_out_episodes)
     if not len(starts):
         raise ValueError(f"no episode has the {cfg.frame_skip * (cfg.frames - 1) + 1} steps of a window of {cfg.frames} frames"
-                         + f", or none moves {cfg.min_motion} px between them: lower min_motion" * ("motion" in data))
+                         + f", or none moves {cfg.min_motion} px between them: lower min_motion" * (cfg.min_motion > 0 and "motion" in data))
     ranges = [np.arange(data["ep_offset"][e], data["ep_offset"][e] + data["ep_len"][e]) for e in episodes]
     action_stats = action_statistics(data["action"][np.concatenate(ranges)])
 

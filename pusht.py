@@ -453,8 +453,7 @@ def collect(episodes, seed=0, workers=None):
 
 def block_motion(states):
     """states (F,7) -> float32 (F,): px that the block moves from each row to the next, 0 in the last."""
-    position = np.asarray(states)[:, 2:4]
-    return np.append(np.linalg.norm(np.diff(position, axis=0), axis=1), 0).astype(np.float32)
+    return np.append(distances(states[:-1], states[1:])[1], 0).astype(np.float32)
 
 
 def _pair(seed, distance, index):
