@@ -11,7 +11,7 @@ collapse, and the cross-entropy method plans in that space. No decoder, no rewar
 Map: 1 Config / 2 ViT encoder / 3 Action encoder and AdaLN-zero predictor / 4 SIGReg / 5 LeWM / 6 Windows of data /
 7 Training / 8 The authors' weights / 9 Planning with CEM / 10 Evaluation / 11 Command line.
 
-Letters, each used for one thing only:
+Letters:
     B windows in a batch        T frames in a window         D width of an embedding      A numbers in an action block
     S side of a picture (px)    P patches in a picture       W width inside a network     M SIGReg directions
     N candidate plans           H planned action blocks      K elite plans                E episodes
@@ -143,8 +143,8 @@ SMALL = dict(image_size=64, patch_size=16, encoder_width=128, encoder_depth=3, e
              predictor_mlp=384, whiten=True, min_motion=10.0, sigreg_weight=0.25, directions=256, batch_size=64, lr=1e-3,
              candidates=150, iterations=12, elites=15)
 PRESETS = {
-    "paper": dict(),                                                    # the paper's sizes, 18.0 M parameters: hours on one GPU
-    "fast": dict(image_size=112, lr=2e-4, steps=30_000),                # the same networks, smaller pictures: minutes on one GPU
+    "paper": dict(),                                                    # the paper's sizes, 18.0 M parameters, for one GPU
+    "fast": dict(image_size=112, lr=2e-4, steps=30_000),                # the same networks, smaller pictures, for one GPU
     "nano": dict(SMALL, steps=2400, train_episodes=3_000),              # small networks, for a laptop without a GPU
     "smoke": dict(SMALL, batch_size=32, steps=120, train_episodes=100, candidates=50, iterations=5, elites=10, episodes=20),
 }
@@ -225,6 +225,8 @@ class ConditionalBlock(nn.Module):
     def __init__(self, width, heads, head_dim, mlp, dropout):
         super().__init__()
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        nn.init.zeros_(self.modulation[-1].weight)
+        nn.init.zeros_(self.modulation[-1].bias)
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)            # AdaLN brings shift and scale
         self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         # DIFFERS: each branch starts with a second norm, as in the authors' code; the paper does not mention it.
@@ -249,9 +251,6 @@ class Predictor(nn.Module):
         self.position = nn.Parameter(0.02 * torch.randn(1, history, width))
         self.blocks = nn.ModuleList(ConditionalBlock(width, heads, head_dim, mlp, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        for block in self.blocks:                               # last, so that no other initialisation undoes it
-            nn.init.zeros_(block.modulation[-1].weight)
-            nn.init.zeros_(block.modulation[-1].bias)
 
     def forward(self, z, c):
         if z.shape[1] > self.history:
@@ -271,15 +270,15 @@ class Predictor(nn.Module):
 class SIGReg(nn.Module):
     """z (B,T,D) -> scalar: B * integral w(t) |phi_B(t) - exp(-t^2/2)|^2 dt, averaged over M directions and T time steps.
 
-    phi_B is the empirical characteristic function of the B projections at one time step. Time steps are never pooled:
-    frames of one window are not independent samples. With several processes, average cos and sin over all of them first.
+    phi_B is the empirical characteristic function of the B projections at one time step; here t is its frequency, not a time.
+    Time steps are never pooled: frames of one window are not independent samples. With several processes, average cos and sin over all of them first.
     """
     def __init__(self, directions=1024, knots=17):
         super().__init__()
         self.directions = directions
-        t = torch.linspace(0, 3, knots)                                                 # the integrand is even in t:
-        weights = torch.full((knots,), 2 * 3 / (knots - 1))                             # [0, 3], twice, by the
-        weights[[0, -1]] /= 2                                                           # trapezoid rule
+        t = torch.linspace(0, 3, knots)                                                 # the integral over [-3, 3] is
+        weights = torch.full((knots,), 2 * 3 / (knots - 1))                             # twice that over [0, 3] (even in
+        weights[[0, -1]] /= 2                                                           # t), by the trapezoid rule
         self.register_buffer("t", t, persistent=False)
         self.register_buffer("phi", torch.exp(-t ** 2 / 2), persistent=False)           # of N(0, 1)
         self.register_buffer("weights", weights * self.phi, persistent=False)           # w(t) happens to be phi(t) too
@@ -293,6 +292,7 @@ class SIGReg(nn.Module):
                 directions = torch.randn(z.shape[-1], self.directions, device=z.device)
             x = z.float() @ F.normalize(directions.float(), dim=0)                      # (B, T, M), unit columns
             xt = x[..., None] * self.t                                                  # (B, T, M, knots)
+            # phi_B = mean cos + i mean sin, and phi is real, so |phi_B - phi|^2 is:
             error = (xt.cos().mean(0) - self.phi) ** 2 + xt.sin().mean(0) ** 2          # (T, M, knots)
             return len(z) * (error @ self.weights).mean()
 
@@ -305,7 +305,7 @@ IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)            
 
 
 def projector(width, hidden, out):
-    """BatchNorm on purpose: a LayerNorm here fixes each vector's length, and SIGReg then cannot reach N(0, I)."""
+    """BatchNorm on purpose: the networks end in a LayerNorm, which fixes each vector's length; statistics over the batch undo that."""
     return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
@@ -342,7 +342,9 @@ class LeWM(nn.Module):
         return self.prediction_projector(self.predictor(z, self.action_encoder(actions)).flatten(0, 1)).view(B, T, -1)
 
     def loss(self, pixels, actions):
-        """pixels (B,T,3,S,S), actions (B,T-1,A) or more -> (scalar, {"prediction", "sigreg", "std"}). Section 3 of the paper.
+        """pixels (B,T,3,S,S), actions (B,T-1,A), more are ignored -> (scalar, {"prediction", "sigreg", "std"}). Section 3.
+
+            L = mean (z_hat[t + 1] - z[t + 1])^2  +  lambda * SIGReg(z)
 
         A window longer than history + 1 frames holds several training examples, all of which are used.
         """
@@ -362,7 +364,8 @@ class LeWM(nn.Module):
 
         actions[:, :, t] follows frame t, so the first T0 - 1 blocks lie between the context frames, and the result at t is
         the predicted frame t + 1, made from the context as long as it lasts and from predictions after that. As in training
-        the predictor sees the last `history` frames at most; a start from a single frame grows to that.
+        the predictor sees the last `history` frames at most; a start from a single frame grows to that. For T0 = 1, history
+        3 it sees z0, then z0 z1', then z0 z1' z2', then z1' z2' z3' (' marks predictions).
         """
         B, T0, D = z.shape
         _, N, H, _ = actions.shape
@@ -443,7 +446,7 @@ def colour_statistics(pixels, floor=1e-3):
     """pixels uint8 (n,3,S,S) -> mean picture (3,S,S) and the map (3,3) that whitens colours, both for values in [0, 1].
 
     Against the mean picture a resting background is zero, and whitening weighs rare colours (the agent's) as much as common
-    ones (the block's). floor: smallest variance that is scaled up to 1, as a share of the largest.
+    ones (the block's). floor: added to each variance, as a share of the largest, so that rounding noise stays small.
     """
     pixels = pixels.cpu().float() / 255                                                 # not every device has eigh
     mean = pixels.mean(0)
@@ -825,8 +828,8 @@ def save_official(model, path, transformers=4):
 
 # ======== 9 Planning with CEM =========================================================================================
 # The cross-entropy method: draw plans from a Gaussian, imagine where each ends, keep the best few, refit the Gaussian to
-# them, again. The cost is the squared distance of the last predicted embedding to the goal's. Start and goal are encoded
-# once; only actions change. Each episode draws from its own generator, so its plan is the same in any company.
+# them, again:   plan_n ~ N(mean, std^2),   cost_n = ||z_hat_H(plan_n) - z_goal||^2,   mean, std <- those of the K cheapest.
+# Start and goal are encoded once; only actions change. Each episode draws from its own generator, so its plan is the same in any company.
 
 @torch.no_grad()
 def cem(model, z, z_goal, generators=None, horizon=5, candidates=300, iterations=30, elites=30, min_std=0.01):
@@ -878,12 +881,12 @@ def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, 
     """Plan on held-out pairs, and play the baselines on the same pairs. -> a dictionary that can be written as JSON.
 
     split: "dev" to choose settings, "test" to report. world: a module with render, success, distances, play and
-    held_out_pairs (Push-T when not given). gif: where to draw a success and a failure.
+    held_out_pairs, and draw_outcomes for a gif (Push-T when not given). gif: where to draw a success and a failure.
     """
     world, episodes, device = world or push_t(), episodes or cfg.episodes, model.action_stats.device
     starts, goals, recorded = world.held_out_pairs(episodes, split, pairs_seed, cfg.goal_distance)
     mean, std, low, high = model.action_stats.cpu().numpy()
-    planning, plans = 0.0, 0
+    plan_seconds, plan_count = 0.0, 0
     @torch.no_grad()
     def encode(states):                                         # one picture at a time, for the reason given in `cem`
         pixels = world.render(torch.as_tensor(states, dtype=torch.float32, device=device), cfg.image_size)
@@ -891,16 +894,16 @@ def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, 
 
     generators = [torch.Generator().manual_seed(1_000_003 * pairs_seed + e) for e in range(episodes)]
     idle = np.zeros((episodes, cfg.budget, cfg.action_dim))
-    random = np.stack([np.random.default_rng([pairs_seed, e]).normal(mean, std, x.shape) for e, x in enumerate(idle)])
+    random = np.stack([np.random.default_rng([pairs_seed, e]).normal(mean, std, idle.shape[1:]) for e in range(episodes)])
     model.eval()
     z_goal = encode(goals)
 
     def plan(which, states):
-        nonlocal planning, plans
+        nonlocal plan_seconds, plan_count
         began = time.time()
         blocks = cem(model, encode(states), z_goal[which], [generators[e] for e in which],
                      cfg.horizon, cfg.candidates, cfg.iterations, cfg.elites)[:, :cfg.replan].cpu().numpy()
-        planning, plans = planning + time.time() - began, plans + len(which)
+        plan_seconds, plan_count = plan_seconds + time.time() - began, plan_count + len(which)
         return blocks.reshape(len(which), -1, cfg.action_dim) * std + mean
 
     policies = {
@@ -923,7 +926,7 @@ def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, 
             **{f"final_{name}": gap.mean().item() for name, gap in zip(names, final)}}
         if gif and policy is plan:
             write_atomically(gif, lambda temporary: world.draw_outcomes(temporary, histories, goals, won))
-    return {**result, "seconds_per_plan": planning / plans}
+    return {**result, "seconds_per_plan": plan_seconds / plan_count}
 
 
 def probe_targets(states):
@@ -932,11 +935,11 @@ def probe_targets(states):
 
 
 def fit_ridge(x, y, ridge=1e-3):
-    """Closed-form ridge regression, x (n,D), y (n,k) -> a function (m,D) -> (m,k)."""
-    centre, mean = x.mean(0), y.mean(0)
-    x = x - centre
+    """Closed-form ridge regression on standardised codes, x (n,D), y (n,k) -> a function (m,D) -> (m,k)."""
+    centre, scale, mean = x.mean(0), x.std(0).clamp(min=1e-8), y.mean(0)
+    x = (x - centre) / scale
     weights = torch.linalg.solve(x.T @ x + ridge * len(x) * torch.eye(x.shape[1], dtype=x.dtype), x.T @ (y - mean))
-    return lambda new: (new - centre) @ weights + mean
+    return lambda new: (new - centre) / scale @ weights + mean
 
 
 def untrained(model):
@@ -976,12 +979,12 @@ def parse_arguments(argv):
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
     parser.add_argument("--split", choices=("dev", "test"), default="test", help="held-out pairs to plan on; default: test")
     parser.add_argument("--pairs-seed", type=int, default=0, help="which held-out pairs; default: 0")
-    group = parser.add_argument_group("fields of Config", "default: the preset's value, or the checkpoint's")
+    group = parser.add_argument_group("fields of Config", "when not given: the preset's value, or the checkpoint's")
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))         # a comment is the help
     for field in dataclasses.fields(Config):
         kind = {"type": field.type, "metavar": field.type.__name__}
         kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else kind
-        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=comments[field.name], **kind)
+        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=f"{comments[field.name]} (paper: {field.default})", **kind)
     if not argv:
         parser.print_help()
         sys.exit()

@@ -1,9 +1,13 @@
 """What the latent space of a LeWorldModel knows, and what surprises it: section 5 of the paper (arXiv 2603.19312) on any checkpoint.
 
-    python probe.py assets/nano.pt                              # all parts, some minutes on a CPU; pictures in runs/probe
+    python probe.py assets/nano.pt                              # all parts, 1 to 2 minutes on 2 cores; pictures in runs/probe
     python probe.py runs/nano/checkpoint.pt --only surprise,geometry
+    python probe.py assets/nano.pt --only transfer              # planning on pairs of other policies and further goals: slower
+    python probe.py --ceiling simulator                         # how far the planner gets with a perfect model
+    python probe.py --ceiling states --policy jitter            # and with perfect eyes; compares data policies
 
-Map: Data and codes / 1 Probes / 2 Surprise / 3 Straightening / 4 Latent geometry / 5 Imagination / 6 Action use / Command line.
+Map: Data and codes / 1 Probes / 2 Surprise / 3 Straightening / 4 Latent geometry / 5 Imagination / 6 Action use / 7 Transfer and
+ceilings / Command line.
 
 Everything is measured on scripted episodes whose seeds no training can use. Probes are fitted on one half of the episodes
 and judged on the other. Each part returns numbers for probe.json and leaves one picture.
@@ -11,11 +15,14 @@ and judged on the other. Each part returns numbers for probe.json and leaves one
 
 import argparse
 import csv
+import dataclasses
 import json
 import math
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -98,11 +105,9 @@ def untrained_code(world):
 # nobody trained for this, because r = 0.9 says nothing until one knows what raw pixels give.
 
 def fit_linear(x, y):
-    """Ridge regression on standardised codes, x (n,D), y (n,k) -> a function (m,D) -> (m,k)."""
-    x = x.double()
-    centre, scale = x.mean(0), x.std(0).clamp(min=1e-8)
-    read = lewm.fit_ridge((x - centre) / scale, y.double())
-    return lambda new: read((new.double() - centre) / scale).float()
+    """lewm.fit_ridge in double precision, x (n,D), y (n,k) -> a function (m,D) -> (m,k)."""
+    read = lewm.fit_ridge(x.double(), y.double())
+    return lambda new: read(new.double()).float()
 
 
 def fit_mlp(x, y, steps=1500, width=256, seed=0):
@@ -402,9 +407,93 @@ def action_use(world):
 
 
 # ------------------------------------------------------------------------------------------------------------------
+# 7 Transfer and ceilings. Does the model plan beyond its own data? And what limits it: the planner, the model or the eyes? The
+# simulator in the model's place shows the planner's limit; training on the state's numbers in place of pictures spares the eyes.
+# All of it on development pairs.
+
+PAIRS = (("purposeful", 25), ("purposeful", 50), ("purposeful", 75), ("jitter", 25))      # data policy, env steps to the goal
+
+
+def plan_in(model, cfg, episodes, policy="purposeful", distance=25, render=pusht.render):
+    """`lewm.evaluate` on development pairs of a data policy, with twice `distance` env steps allowed and any `render`."""
+    world = SimpleNamespace(**{**vars(pusht), "render": render, "held_out_pairs": partial(pusht.held_out_pairs, policy=policy)})
+    cfg = dataclasses.replace(cfg, goal_distance=distance, budget=2 * distance)
+    result = lewm.evaluate(model, cfg, "dev", episodes, world=world)
+    row = result["policies"]["LeWM + CEM"]
+    print(f"pairs of {policy}, {distance} steps: {row['success']:.1%} ({row['interval'][0]:.1%} to {row['interval'][1]:.1%}), n = {episodes}, "
+          f"random {result['policies']['random actions']['success']:.1%}, {result['seconds_per_plan']:.2f} s per plan", flush=True)
+    return result
+
+
+def transfer(world):
+    """Planning on pairs that the training data are less and less like."""
+    model = world["model"]
+    result = {f"{policy}, {distance} steps": plan_in(model, model.cfg, world["pairs"], policy, distance) for policy, distance in PAIRS}
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axis = figure.subplots()
+    for place, (name, style) in enumerate((("LeWM + CEM", "ko"), ("random actions", "ks"))):
+        rows = [row["policies"][name] for row in result.values()]
+        success, ends = np.array([row["success"] for row in rows]), np.array([row["interval"] for row in rows]).T
+        axis.errorbar(np.arange(len(rows)) + 0.15 * place, success, np.abs(ends - success), fmt=style, capsize=3, label=name, fillstyle=("full", "none")[place])
+    axis.set(xticks=range(len(result)), xticklabels=result, ylim=(0, 1), ylabel="success, 95 % interval", title=f"development pairs, n = {world['pairs']} each")
+    axis.legend(fontsize=8)
+    return result, figure
+
+
+class Simulator:
+    """The world itself in the place of a LeWM. An "embedding" is the state, scaled so that success is roughly a distance of 1."""
+    def __init__(self, cfg, action_stats):
+        self.cfg, self.action_stats, self.env = cfg, action_stats, pusht.PushT()
+
+    def eval(self):
+        return self
+
+    def encode(self, states):
+        """states (...,7) -> (...,8): agent and block in 20 px, angle in 20 degrees, and velocities that hardly count."""
+        turn = torch.stack([states[..., 4].cos(), states[..., 4].sin()], -1) / math.radians(20)
+        return torch.cat([states[..., :4] / 20, turn, states[..., 5:] / 1e4], -1)
+
+    def rollout(self, z, plans):
+        """z (B,1,8), plans (B,N,H,A), z-scored -> (B,N,H,8), by playing every plan."""
+        mean, std = self.action_stats[:2]
+        actions = (plans.unflatten(-1, (self.cfg.frame_skip, -1)) * std + mean).numpy()              # (B,N,H,skip,2)
+        ends = torch.zeros(*plans.shape[:3], z.shape[-1])
+        for b, n in np.ndindex(*plans.shape[:2]):
+            x = z[b, -1].double()
+            angle = torch.atan2(x[5], x[4]) % (2 * math.pi)
+            self.env.reset(options={"state": torch.cat([20 * x[:4], angle[None], 1e4 * x[6:]]).numpy()})
+            for h, block in enumerate(actions[b, n]):
+                for action in block:
+                    self.env.step(action)
+                ends[b, n, h] = self.encode(torch.from_numpy(self.env.state).float())
+        return ends
+
+
+def numbers_as_pictures(states, size=8):
+    """states (n,7) -> uint8 (n,3,8,8) that hold agent x, y, block x, y, sine and cosine, each rounded in 32 ways."""
+    y = lewm.probe_targets(torch.as_tensor(states).float())                                          # (n, 6)
+    share = torch.cat([y[:, :4] / pusht.BOARD, (y[:, 4:] + 1) / 2], 1).clamp(0, 1)
+    return (255 * share[:, :, None] + torch.arange(32) / 32).floor().clamp(max=255).to(torch.uint8).view(-1, 3, size, size)
+
+
+def ceiling(kind, policy, episodes, seed, steps, out):
+    """-> {pairs: result of `lewm.evaluate`}, with the simulator as the model, or with a LeWM trained on states of a data policy."""
+    if kind == "simulator":
+        cfg = lewm.Config.preset("nano", seed=seed)
+        stats = lewm.action_statistics(pusht.collect(200, seed)["action"])
+        return {"purposeful, 25 steps": plan_in(Simulator(cfg, stats), cfg, episodes, render=lambda states, size: states)}
+    cfg = lewm.Config.preset("nano", seed=seed, steps=steps, image_size=8, patch_size=8, embed_dim=32, whiten=False, min_motion=0)
+    data = pusht.collect(2000, seed, policy=policy)
+    data["pixels"] = numbers_as_pictures(data["state"]).permute(0, 2, 3, 1).numpy()
+    model = lewm.train(cfg, data, out / f"states_{policy}")
+    return {f"{pairs}, {distance} steps": plan_in(model, cfg, episodes, pairs, distance, numbers_as_pictures) for pairs, distance in PAIRS}
+
+
+# ------------------------------------------------------------------------------------------------------------------
 # Command line.
 
-PARTS = {"probes": probes, "surprise": surprises, "straightening": straightening, "geometry": geometry, "imagination": imagination, "actions": action_use}
+PARTS = {"probes": probes, "surprise": surprises, "straightening": straightening, "geometry": geometry, "imagination": imagination, "actions": action_use,
+         "transfer": transfer}
 
 
 def summary(result):
@@ -430,25 +519,35 @@ def summary(result):
 
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("checkpoint", metavar="CKPT", help="of lewm.py; one comes with the project: assets/nano.pt")
-    parser.add_argument("--only", default=",".join(PARTS), help="parts to run, with commas between: %(default)s")
+    parser.add_argument("checkpoint", metavar="CKPT", nargs="?", help="of lewm.py; one comes with the project: assets/nano.pt")
+    parser.add_argument("--only", default=",".join(list(PARTS)[:-1]), help="parts to run, with commas between: %(default)s; and transfer")
+    parser.add_argument("--ceiling", choices=("simulator", "states"), help="instead: plan with a perfect model, or train one with perfect eyes")
+    parser.add_argument("--policy", choices=pusht.POLICIES, default="purposeful", help="data policy for --ceiling states")
+    parser.add_argument("--pairs", type=int, default=50, help="development pairs to plan in, for transfer and --ceiling; default: 50")
     parser.add_argument("--out", default="runs/probe", metavar="DIR", help="where pictures and probe.json go; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="which held-out episodes; default: 0")
     parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
-    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of each MLP probe and of the decoder; default: 1500")
+    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of each MLP probe, of the decoder and of --ceiling states; default: 1500")
     parser.add_argument("--episodes", type=int, default=240, help="held-out trajectories; half of them fit the probes; default: 240")
     args = parser.parse_args(argv)
     wanted = args.only.split(",")
     if set(wanted) - set(PARTS):
         raise ValueError(f"--only {args.only}: the parts are {','.join(PARTS)}")
-    if args.episodes < 8 or args.seed < 0 or args.steps < 1:
-        raise ValueError(f"--episodes {args.episodes} must be at least 8, --seed {args.seed} at least 0, --steps {args.steps} at least 1")
+    if args.episodes < 8 or args.seed < 0 or args.steps < 1 or args.pairs < 1:
+        raise ValueError(f"--episodes {args.episodes} must be at least 8, --seed {args.seed} at least 0, --steps {args.steps} and --pairs {args.pairs} at least 1")
+    if bool(args.checkpoint) == bool(args.ceiling):
+        raise ValueError("say which checkpoint, as in: python probe.py assets/nano.pt, or --ceiling simulator, or --ceiling states")
     began, device, out = time.time(), lewm.pick_device(args.device), Path(args.out)
+    if args.ceiling:
+        result = {"command": "python probe.py " + " ".join(argv), "seed": args.seed, **ceiling(args.ceiling, args.policy, args.pairs, args.seed, args.steps, out),
+                  "minutes": (time.time() - began) / 60}
+        lewm.write_atomically(out / f"ceiling_{args.ceiling}_{args.policy}.json", lambda temporary: temporary.write_text(json.dumps(result, indent=1)))
+        return
     model, cfg, _ = lewm.load_checkpoint(args.checkpoint, device)
     states, actions = trajectories(args.episodes, cfg, args.seed)
     pixels = draw(states, cfg.image_size)
     world = {"model": model, "states": states, "actions": actions, "blocks": blocks(model, actions), "pixels": pixels,
-             "z": encode(model, pixels), "metrics": Path(args.checkpoint).parent / "metrics.csv", "seed": args.seed, "steps": args.steps}
+             "z": encode(model, pixels), "metrics": Path(args.checkpoint).parent / "metrics.csv", "seed": args.seed, "steps": args.steps, "pairs": args.pairs}
     result = {"command": "python probe.py " + " ".join(argv), "seed": args.seed, "n": args.episodes, "paper_r": PAPER}
     for name in tqdm([part for part in PARTS if part in wanted], desc="parts"):
         result[name], figure = PARTS[name](world)

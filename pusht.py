@@ -315,8 +315,9 @@ def render(states, size=224, block_colour=COLOURS["block"]):
 # ------------------------------------------------------------------------------------------------------------------
 # The scripted policy. It chooses a point on the T's outline, goes there from outside, pushes through it for a while and
 # chooses again; now and then it wanders or rests. Motion is smooth, and the noise is part of the recorded action.
-# Jitter around the block, the obvious alternative, is known to give models that plan badly: the block hardly moves.
+# Three simpler policies stand beside it to compare with: jitter around the block, correlated noise, and a mixture of all.
 
+POLICIES = ("purposeful", "jitter", "noise", "mixture")
 OUTLINE_CORNERS = [(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30)]  # clockwise on screen
 OUTLINE_EDGES = list(zip(OUTLINE_CORNERS, OUTLINE_CORNERS[1:] + OUTLINE_CORNERS[:1]))
 EDGE_SHARES = np.cumsum([math.dist(a, b) for a, b in OUTLINE_EDGES]) / sum(math.dist(a, b) for a, b in OUTLINE_EDGES)
@@ -356,13 +357,31 @@ def _way_round(x, y, to_x, to_y, centre_x, centre_y):
     return centre_x + 115 * math.cos(angle), centre_y + 115 * math.sin(angle)
 
 
-def _episode(seed, index):
+def _aimless(rng, env, policy, states, actions):
+    """Fill an episode with jitter (a target anywhere within 100 px of the block) or noise (slowly changing random actions)."""
+    action = np.zeros(2)
+    for t in range(len(states)):
+        states[t] = env.state
+        if policy == "jitter":
+            action = (states[t, 2:4] + rng.uniform(-100, 100, 2) - states[t, :2]) / ACTION_SCALE
+        else:
+            action = 0.9 * action + rng.normal(0, 0.1, 2)                   # correlated over about 10 steps, std 0.23
+        target = (states[t, :2] + ACTION_SCALE * action).clip(30, BOARD - 30)
+        actions[t] = ((target - states[t, :2]) / ACTION_SCALE).clip(-1, 1)
+        env.step(actions[t])
+    return states, actions
+
+
+def _episode(seed, index, policy="purposeful"):
     """One scripted episode: state float32 (L, 7) and action float32 (L, 2), action[t] taken in state[t]; 49 <= L <= 246."""
     rng = np.random.default_rng([seed, index])
     length = 49 + int(198 * rng.beta(1.7, 2.7))
     env = PushT()
     state, _ = env.reset(options={"state": random_state(rng)})
     states, actions = np.zeros((length, 7), np.float32), np.zeros((length, 2), np.float32)
+    policy = POLICIES[index % 3] if policy == "mixture" else policy
+    if policy != "purposeful":
+        return _aimless(rng, env, policy, states, actions)
     mode, steps_left, pace, contact, goal, slant = "choose", 0, 0.0, None, None, 0.0
     command_x = command_y = 0.0
     for t in range(length):
@@ -437,14 +456,14 @@ def _in_parallel(function, count, workers, what):
         return list(bar(pool.imap(function, range(count), chunksize=8)))
 
 
-def collect(episodes, seed=0, workers=None):
+def collect(episodes, seed=0, workers=None, policy="purposeful"):
     """Record scripted episodes: {"state", "action", "ep_len", "ep_offset"} as described above.
 
-    An episode depends on (seed, its index) alone: not on `workers` (default: one per core) nor on how many there are.
+    An episode depends on (seed, its index, policy) alone: not on `workers` (default: one per core) nor on how many there are.
     """
-    if episodes < 1 or seed < 0:
-        raise ValueError(f"collect needs at least 1 episode and a seed >= 0, got {episodes} and {seed}")
-    recorded = _in_parallel(partial(_episode, seed), episodes, workers, "recording")
+    if episodes < 1 or seed < 0 or policy not in POLICIES:
+        raise ValueError(f"collect needs at least 1 episode, a seed >= 0 and a policy of {', '.join(POLICIES)}; got {episodes}, {seed} and {policy!r}")
+    recorded = _in_parallel(partial(_episode, seed, policy=policy), episodes, workers, "recording")
     lengths = np.array([len(states) for states, _ in recorded], np.int64)
     return {"state": np.concatenate([states for states, _ in recorded]),
             "action": np.concatenate([actions for _, actions in recorded]),
@@ -456,9 +475,9 @@ def block_motion(states):
     return np.append(distances(states[:-1], states[1:])[1], 0).astype(np.float32)
 
 
-def _pair(seed, distance, index):
+def _pair(seed, distance, policy, index):
     """(start, goal, the recorded actions between them) from one episode, or None where the start satisfies the goal."""
-    states, actions = _episode(seed, index)
+    states, actions = _episode(seed, index, policy)
     if len(states) <= distance:
         return None
     t = int(np.random.default_rng([seed, index, 1]).integers(len(states) - distance))
@@ -466,19 +485,19 @@ def _pair(seed, distance, index):
     return None if success(start, goal) else (start, goal, actions[t:t + distance])
 
 
-def held_out_pairs(count, split="test", seed=0, distance=25, workers=None):
+def held_out_pairs(count, split="test", seed=0, distance=25, workers=None, policy="purposeful"):
     """Planning problems from episodes that no training sees: starts (N, 7), goals (N, 7), recorded actions (N, distance, 2).
 
     One pair an episode: a random state and the one `distance` env steps later. Starts that already satisfy their goal are
     left out. split "dev" is for choosing settings, "test" for the figure that is reported.
     """
-    if split not in SPLIT_SEEDS or count < 1 or not 0 <= seed < 1_000_000 or not 1 <= distance <= 150:
-        raise ValueError(f"held_out_pairs: need a split of {sorted(SPLIT_SEEDS)}, count >= 1, 0 <= seed < 1000000 and "
-                         f"1 <= distance <= 150; got {split!r}, {count}, {seed}, {distance}")
+    if split not in SPLIT_SEEDS or count < 1 or not 0 <= seed < 1_000_000 or not 1 <= distance <= 150 or policy not in POLICIES:
+        raise ValueError(f"held_out_pairs: need a split of {sorted(SPLIT_SEEDS)}, count >= 1, 0 <= seed < 1000000, 1 <= distance <= 150 "
+                         f"and a policy of {', '.join(POLICIES)}; got {split!r}, {count}, {seed}, {distance}, {policy!r}")
     pairs, tried = [], count
     while len(pairs) < count:                                               # grows until enough pairs are unsolved
         tried = int(1.2 * tried) + 5
-        found = _in_parallel(partial(_pair, SPLIT_SEEDS[split] + seed, distance), tried, workers, f"{split} pairs")
+        found = _in_parallel(partial(_pair, SPLIT_SEEDS[split] + seed, distance, policy), tried, workers, f"{split} pairs")
         pairs = [pair for pair in found if pair is not None]
     return tuple(np.stack(column) for column in zip(*pairs[:count]))
 
@@ -652,20 +671,21 @@ def main():
     parser.add_argument("--episodes", type=int, metavar="N", help="record N episodes")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same episodes; 1000000 and up are held-out")
     parser.add_argument("--out", metavar="PATH", help="where to: a folder (memory-mapped when read) or a file that ends in .npz")
+    parser.add_argument("--policy", choices=POLICIES, default=POLICIES[0], help="how the agent moves")
     parser.add_argument("--import", dest="source", metavar="FILE.h5", help="convert the authors' HDF5 data set to a folder (--out)")
     parser.add_argument("--workers", type=int, help="processes (one per core when not given); does not change the data")
     parser.add_argument("--size", type=int, default=224, help="side of the picture for --show, px")
     parser.add_argument("--show", metavar="PATH.gif", help="draw the first episode of --seed")
     args = parser.parse_args()
     if args.show:
-        states, _ = _episode(args.seed, 0)
+        states, _ = _episode(args.seed, 0, args.policy)
         save_gif(args.show, render(states, args.size).permute(0, 2, 3, 1).numpy())
         print(f"{args.show}: {len(states)} steps of 0.1 s")
     if args.episodes:
         if not args.out:
             parser.error("--episodes needs --out PATH")
         began = time.time()
-        data = collect(args.episodes, args.seed, args.workers)
+        data = collect(args.episodes, args.seed, args.workers, args.policy)
         save(args.out, data)
         print(f"{args.out}: {args.episodes} episodes, {len(data['action']):,} steps, {time.time() - began:.0f} s; "
               f"action std {data['action'].std(0).round(3)}, block position std {data['state'][:, 2:4].std(0).round(1)} px")

@@ -6,6 +6,7 @@
 Numbers without a source beside them follow from the formula in the test.
 """
 
+import dataclasses
 import importlib
 import json
 import math
@@ -187,6 +188,21 @@ def test_scripted_episodes_push_the_block_and_keep_it_on_the_board():
     starts, goals = (np.stack(side) for side in zip(*pairs))
     moved = (pusht.distances(starts, goals)[1] > 5).mean()
     assert moved > 0.6, f"the block moves in {moved:.0%} of 25-step windows, expected most"
+
+
+def test_the_policies_to_compare_with_differ_as_their_names_say():
+    """Catches a --policy that changes nothing, and jitter or noise mixed up."""
+    data = {policy: pusht.collect(30, seed=5, workers=1, policy=policy) for policy in pusht.POLICIES}
+    assert all(np.array_equal(data["purposeful"]["ep_len"], other["ep_len"]) for other in data.values()), "same lengths for all"
+    change = {policy: np.corrcoef(d["action"][1:, 0], d["action"][:-1, 0])[0, 1] for policy, d in data.items()}
+    assert change["noise"] > 0.75 > 0.3 > change["jitter"], f"correlation from one action to the next: {change}"
+    far = {policy: np.median(pusht.distances(d["state"], d["state"][:, [2, 3, 2, 3, 4, 5, 6]])[0]) for policy, d in data.items()}
+    assert far["jitter"] < 110 < far["noise"], f"median px from agent to block: {far}"
+    first, second = data["mixture"]["ep_offset"][1:3]
+    assert np.array_equal(data["mixture"]["action"][first:second], data["jitter"]["action"][first:second]), "episodes take turns"
+    with pytest.raises(ValueError, match="'wild'"):
+        pusht.collect(1, policy="wild")
+    assert not np.array_equal(pusht.held_out_pairs(3, "dev", policy="jitter")[0], pusht.held_out_pairs(3, "dev")[0])
 
 
 def test_recorded_actions_lead_to_the_recorded_states(recorded):
@@ -866,6 +882,52 @@ def test_probes_have_known_answers():
     assert answer["agent"]["error"] == pytest.approx(5) and answer["angle"]["error"] == pytest.approx(math.degrees(0.1), rel=1e-3)
 
 
+def test_the_simulator_as_a_model_imagines_what_happens(recorded):
+    """Catches a ceiling that is none: a perfect model that loses the angle, the velocity or the scale of the actions."""
+    states, actions = (torch.from_numpy(recorded[name]) for name in ("state", "action"))
+    stats = lewm.action_statistics(recorded["action"])
+    model = probe.Simulator(lewm.Config(), stats)
+    for start in (0, 17):
+        plans = ((actions[start:start + 25] - stats[0]) / stats[1]).view(1, 1, 5, 10)
+        imagined = model.rollout(model.encode(states[None, start:start + 1]), plans)[0, 0]
+        assert torch.allclose(imagined, model.encode(states[start + 5:start + 26:5]), atol=0.02), "0.4 px, 0.4 degrees"
+    near, turned = states[0].clone(), states[0].clone()
+    near[0] += 20
+    turned[4] += math.radians(20)
+    for other in (near, turned):
+        assert (model.encode(other) - model.encode(states[0])).norm() == pytest.approx(1, rel=0.02), "the rule's margin is a distance of 1"
+
+
+def test_a_picture_of_numbers_holds_the_state():
+    """Catches perfect eyes that are not: a number cut off, or angle and place mixed up."""
+    states = np.random.default_rng(0).uniform(20, 490, (500, 7)).astype(np.float32)
+    states[:, 4] = np.random.default_rng(1).uniform(0, 2 * np.pi, 500)
+    pixels = probe.numbers_as_pictures(states)
+    assert pixels.shape == (500, 3, 8, 8) and pixels.dtype == torch.uint8
+    read = pixels.double().view(500, 6, 32).mean(2) / 255
+    assert (read[:, :4] * pusht.BOARD - torch.from_numpy(states[:, :4])).abs().max() < 1
+    assert torch.allclose(2 * read[:, 4:] - 1, probe.targets(states)[:, 4:].double(), atol=0.01)
+
+
+def test_ceiling_and_transfer_report_every_kind_of_pair(tmp_path, monkeypatch, capsys):
+    """Catches a part that breaks where nobody looks, since it takes minutes."""
+    collect = pusht.collect
+    monkeypatch.setattr(pusht, "collect", lambda episodes, *args, **more: collect(min(episodes, 20), *args, workers=1, **more))
+    small = tiny(candidates=4, elites=2, iterations=1)
+    monkeypatch.setattr(lewm.Config, "preset", lambda name, **changes: dataclasses.replace(small, **changes))
+    for argv in (["--ceiling", "simulator"], ["--ceiling", "states", "--policy", "jitter", "--steps", "3"]):
+        probe.main([*argv, "--pairs", "2", "--out", str(tmp_path)])
+    kinds = {f"{policy}, {distance} steps" for policy, distance in probe.PAIRS}
+    assert kinds < set(json.loads((tmp_path / "ceiling_states_jitter.json").read_text()))
+    assert (tmp_path / "ceiling_simulator_purposeful.json").exists()
+    lewm.save_checkpoint(tmp_path / "c.pt", lewm.LeWM(lewm.Config.preset("nano")))
+    probe.main([str(tmp_path / "c.pt"), "--only", "transfer", "--pairs", "2", "--episodes", "8", "--out", str(tmp_path)])
+    assert kinds == set(json.loads((tmp_path / "probe.json").read_text())["transfer"]) and (tmp_path / "transfer.png").exists()
+    for argv in ([], [str(tmp_path / "c.pt"), "--ceiling", "simulator"]):
+        with pytest.raises(ValueError, match="say which checkpoint"):
+            probe.main(argv)
+
+
 def test_surprise_of_an_exact_model_is_zero_until_the_teleport():
     """Catches a prediction compared with the wrong frame: a toy world that adds its actions, moved at frame 4."""
     model = Adder(tiny(embed_dim=4)).eval()
@@ -901,8 +963,9 @@ def test_probe_cli_leaves_its_pictures_and_numbers(tmp_path, capsys):
     lewm.save_checkpoint(tmp_path / "c.pt", model)
     probe.main([str(tmp_path / "c.pt"), "--episodes", "12", "--steps", "5", "--out", str(tmp_path / "out"), "--device", "cpu"])
     result = json.loads((tmp_path / "out" / "probe.json").read_text())
-    assert set(probe.PARTS) < set(result) and result["n"] == 12 and result["seed"] == 0
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{part}.png" for part in probe.PARTS} | {"probe.json"}
+    parts = set(probe.PARTS) - {"transfer"}                                 # slow, so only when asked for
+    assert parts < set(result) and "transfer" not in result and result["n"] == 12 and result["seed"] == 0
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{part}.png" for part in parts} | {"probe.json"}
     assert "straightness" in capsys.readouterr().out
     with pytest.raises(ValueError, match="the parts are probes,surprise"):
         probe.main([str(tmp_path / "c.pt"), "--only", "everything"])
