@@ -6,8 +6,8 @@
     python probe.py --ceiling simulator                         # how far the planner gets with a perfect model
     python probe.py --ceiling states --policy jitter            # and with perfect eyes; compares data policies
 
-Map: Data and codes / 1 Probes / 2 Surprise / 3 Straightening / 4 Latent geometry / 5 Imagination / 6 Action use / 7 Transfer and
-ceilings / Command line.
+Map: Data and codes / 1 Probes / 2 Surprise / 3 Straightening / 4 Latent geometry / 5 Imagination / 6 Action use / 7 Cost
+landscape / 8 Transfer and ceilings / Command line.
 
 Everything is measured on scripted episodes whose seeds no training can use. Probes are fitted on one half of the episodes
 and judged on the other. Each part returns numbers for probe.json and leaves one picture.
@@ -407,7 +407,41 @@ def action_use(world):
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# 7 Transfer and ceilings. Does the model plan beyond its own data? And what limits it: the planner, the model or the eyes? The
+# 7 Cost landscape. The planner descends the squared distance to the goal's embedding, so that distance had better grow with the
+# distance in the world: where it is already as large as between any two states, it tells the planner nothing.
+
+DISPLACEMENTS = {"agent px": (5, 10, 20, 40, 80, 160), "block px": (5, 10, 20, 40, 80, 160), "block degrees": (5, 10, 20, 45, 90, 180)}
+
+
+def displaced(states, what, amount, seed=0):
+    """states (E,7) with the agent or the block moved in random directions, or the block turned about its centre of gravity."""
+    rng, states = np.random.default_rng(seed), states.astype(np.float64)
+    if what == "block degrees":
+        arm = pusht.CENTRE_OF_GRAVITY[1] * np.stack([-np.sin(states[:, 4]), np.cos(states[:, 4])], 1)
+        states[:, 4] += np.radians(amount) * rng.choice((-1, 1), len(states))
+        states[:, 2:4] += arm - pusht.CENTRE_OF_GRAVITY[1] * np.stack([-np.sin(states[:, 4]), np.cos(states[:, 4])], 1)
+    else:
+        angle, columns = rng.uniform(0, 2 * np.pi, len(states)), slice(0, 2) if what == "agent px" else slice(2, 4)
+        states[:, columns] += amount * np.stack([np.cos(angle), np.sin(angle)], 1)
+    return states
+
+
+def landscape(world):
+    """Mean squared latent distance after a displacement, as a share of that between unrelated states."""
+    model, states, z = world["model"], world["states"][:, CONTEXT], world["z"][:, CONTEXT]
+    unrelated = 2 * z.var(0).sum().item()
+    figure, result = Figure(figsize=(9, 3), layout="constrained"), {}
+    for axis, (what, amounts) in zip(figure.subplots(1, 3, sharey=True), DISPLACEMENTS.items()):
+        moved = [encode(model, draw(displaced(states, what, amount, world["seed"])[None], model.cfg.image_size))[0] for amount in amounts]
+        result[what] = {amount: ((new - z).square().sum(-1).mean() / unrelated).item() for amount, new in zip(amounts, moved)}
+        axis.plot(amounts, list(result[what].values()), "k.-")
+        axis.axhline(1, color="tab:gray", ls=":")
+        axis.set(title="latent cost / unrelated states'", xlabel=f"displacement, {what}", ylim=(0, 1.2))
+    return result, figure
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# 8 Transfer and ceilings. Does the model plan beyond its own data? And what limits it: the planner, the model or the eyes? The
 # simulator in the model's place shows the planner's limit; training on the state's numbers in place of pictures spares the eyes.
 # All of it on development pairs.
 
@@ -486,14 +520,14 @@ def ceiling(kind, policy, episodes, seed, steps, out):
     data = pusht.collect(2000, seed, policy=policy)
     data["pixels"] = numbers_as_pictures(data["state"]).permute(0, 2, 3, 1).numpy()
     model = lewm.train(cfg, data, out / f"states_{policy}")
-    return {f"{pairs}, {distance} steps": plan_in(model, cfg, episodes, pairs, distance, numbers_as_pictures) for pairs, distance in PAIRS}
+    return {f"{pairs}, 25 steps": plan_in(model, cfg, episodes, pairs, render=numbers_as_pictures) for pairs in ("purposeful", "jitter")}
 
 
 # ------------------------------------------------------------------------------------------------------------------
 # Command line.
 
 PARTS = {"probes": probes, "surprise": surprises, "straightening": straightening, "geometry": geometry, "imagination": imagination, "actions": action_use,
-         "transfer": transfer}
+         "landscape": landscape, "transfer": transfer}
 
 
 def summary(result):
@@ -512,6 +546,8 @@ def summary(result):
         lines.append("straightness: " + ", ".join(f"{name} {value:.2f}" for name, value in result["straightening"].items()))
     if "geometry" in result:
         lines.append("effective rank {effective_rank:.1f} of {dimensions}, std {smallest_std:.2f} to {largest_std:.2f}".format(**result["geometry"]))
+    for what, shares in result.get("landscape", {}).items():
+        lines.append(f"latent cost by {what}: " + ", ".join(f"{amount}: {share:.2f}" for amount, share in shares.items()))
     for name, errors in result.get("actions", {}).items():
         lines.append(f"{name}: latent error {errors[0]:.3f} one block ahead, {errors[4]:.3f} five ahead")
     return "\n".join(lines)
