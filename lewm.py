@@ -76,7 +76,7 @@ class Config:
     frames: int = 4                 # T, frames in a training window; must exceed history
     # what short runs need to see small moving things (section 6); the paper needs neither
     whiten: bool = False            # centre and whiten colours with the data's own statistics instead of ImageNet's
-    min_motion: float = 0.0         # px the block must move between any two frames of a training window; 0: all windows
+    min_motion: float = 0.0         # px the block must move from each frame of a training window to the next; 0: all windows
     # loss
     sigreg_weight: float = 0.09     # lambda, the one knob. DIFFERS: 0.1 in the paper's text, 0.09 in its released config
     directions: int = 1024          # M, random directions of SIGReg, fresh at each step
@@ -418,7 +418,7 @@ def window_starts(data, cfg, episodes):
     """Rows of all valid first frames, int64 (n,): the window's last frame must still be in the same episode.
 
     Where the data have a column "motion" (F,), px that an object moves from each row to the next, windows with less than
-    min_motion between two frames are left out: whatever rests is predicted for free, so SIGReg would fill the embedding
+    min_motion between consecutive frames are left out: whatever rests is predicted for free, so SIGReg would fill the embedding
     with ever finer functions of a resting block before the agent enters.
     """
     span = cfg.frame_skip * (cfg.frames - 1)

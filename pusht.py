@@ -64,7 +64,7 @@ def success(states, goals, object_only=False):
     """Which states reach their goal: ||(agent xy, block xy) - goal|| < 20 px and block angle within pi/9 (20 degrees).
 
     states, goals: (N, 7), or anything that broadcasts to it. Returns bool (N,).
-    `object_only` leaves the agent out of the distance: the stricter-sounding but easier rule some reports use.
+    `object_only` leaves the agent out of the distance: the easier rule that some reports use.
     """
     agent, block, turn = distances(states, goals)
     return (np.hypot(0 if object_only else agent, block) < 20) & (turn < 20)
@@ -323,12 +323,17 @@ OUTLINE_EDGES = list(zip(OUTLINE_CORNERS, OUTLINE_CORNERS[1:] + OUTLINE_CORNERS[
 EDGE_SHARES = np.cumsum([math.dist(a, b) for a, b in OUTLINE_EDGES]) / sum(math.dist(a, b) for a, b in OUTLINE_EDGES)
 
 
+def _centre(block_x, block_y, cos, sin):
+    """Where the block's centre of gravity is on the board."""
+    return block_x - CENTRE_OF_GRAVITY[1] * sin, block_y + CENTRE_OF_GRAVITY[1] * cos
+
+
 def _choose_contact(rng, x, y, block_x, block_y, cos, sin):
     """A point on the outline and the direction to push, both in the block's frame: (px, py, nx, ny), n pointing inwards.
 
     Of four random points, one near the agent whose push brings the block towards the middle is the likelier choice.
     """
-    centre_x, centre_y = block_x - 45 * sin, block_y + 45 * cos
+    centre_x, centre_y = _centre(block_x, block_y, cos, sin)
     best, best_score = None, -math.inf
     for _ in range(4):
         (ax, ay), (bx, by) = OUTLINE_EDGES[int(np.searchsorted(EDGE_SHARES, rng.random()))]
@@ -413,7 +418,7 @@ def _episode(seed, index, policy="purposeful"):
         else:                                                               # go to the goal, round the block
             to_x, to_y = goal
             if _blocked(x, y, to_x, to_y, block):
-                to_x, to_y = _way_round(x, y, to_x, to_y, block_x - 45 * sin, block_y + 45 * cos)
+                to_x, to_y = _way_round(x, y, to_x, to_y, *_centre(*block))
             gap = math.hypot(to_x - x, to_y - y)
             speed = min(pace, gap / ACTION_SCALE) / max(gap, 1e-6)
             want_x, want_y = speed * (to_x - x), speed * (to_y - y)
@@ -427,7 +432,7 @@ def _episode(seed, index, policy="purposeful"):
         state = env.step(actions[t])[0]
 
         steps_left -= 1
-        centre_x, centre_y = state[2] - 45 * math.sin(state[4]), state[3] + 45 * math.cos(state[4])
+        centre_x, centre_y = _centre(state[2], state[3], math.cos(state[4]), math.sin(state[4]))
         outwards = push_x * (centre_x - BOARD / 2) + push_y * (centre_y - BOARD / 2) if mode == "push" else 0
         astray = outwards > 0 and max(abs(centre_x - BOARD / 2), abs(centre_y - BOARD / 2)) > 130
         lost = mode == "push" and _distance_to_block(x, y, *block) > AGENT_RADIUS + 15
