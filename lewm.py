@@ -984,7 +984,7 @@ def parse_arguments(argv):
     for field in dataclasses.fields(Config):
         kind = {"type": field.type, "metavar": field.type.__name__}
         kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else kind
-        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=f"{comments[field.name]} (paper: {field.default})", **kind)
+        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=f"{comments[field.name]} (preset paper: {field.default})", **kind)
     if not argv:
         parser.print_help()
         sys.exit()

@@ -414,15 +414,17 @@ DISPLACEMENTS = {"agent px": (5, 10, 20, 40, 80, 160), "block px": (5, 10, 20, 4
 
 
 def displaced(states, what, amount, seed=0):
-    """states (E,7) with the agent or the block moved in random directions, or the block turned about its centre of gravity."""
+    """states (E,7) with the agent or the block moved in random directions that stay on the board, or the block turned about its centre of gravity."""
     rng, states = np.random.default_rng(seed), states.astype(np.float64)
     if what == "block degrees":
         arm = pusht.CENTRE_OF_GRAVITY[1] * np.stack([-np.sin(states[:, 4]), np.cos(states[:, 4])], 1)
         states[:, 4] += np.radians(amount) * rng.choice((-1, 1), len(states))
         states[:, 2:4] += arm - pusht.CENTRE_OF_GRAVITY[1] * np.stack([-np.sin(states[:, 4]), np.cos(states[:, 4])], 1)
     else:
-        angle, columns = rng.uniform(0, 2 * np.pi, len(states)), slice(0, 2) if what == "agent px" else slice(2, 4)
-        states[:, columns] += amount * np.stack([np.cos(angle), np.sin(angle)], 1)
+        columns, angle = slice(0, 2) if what == "agent px" else slice(2, 4), rng.uniform(0, 2 * np.pi, (64, len(states)))
+        places = states[:, columns] + amount * np.stack([np.cos(angle), np.sin(angle)], -1)             # (64, E, 2), to choose from
+        outside = np.maximum(np.abs(places - pusht.BOARD / 2).max(-1), pusht.BOARD / 2 - 60)            # equal for all on the board
+        states[:, columns] = places[outside.argmin(0), np.arange(len(states))]                          # the first of the best
     return states
 
 
@@ -441,7 +443,7 @@ def landscape(world):
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# 8 Transfer and ceilings. Does the model plan beyond its own data? And what limits it: the planner, the model or the eyes? The
+# 8 Transfer and ceilings. Does the model plan towards further goals, and on another policy's pairs? And what limits it: the planner, the model or the eyes? The
 # simulator in the model's place shows the planner's limit; training on the state's numbers in place of pictures spares the eyes.
 # All of it on development pairs.
 
@@ -460,7 +462,7 @@ def plan_in(model, cfg, episodes, policy="purposeful", distance=25, render=pusht
 
 
 def transfer(world):
-    """Planning on pairs that the training data are less and less like."""
+    """Planning towards further goals, with plans as long as before, and on pairs of another policy than the training data's."""
     model = world["model"]
     result = {f"{policy}, {distance} steps": plan_in(model, model.cfg, world["pairs"], policy, distance) for policy, distance in PAIRS}
     figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -507,19 +509,19 @@ def numbers_as_pictures(states, size=8):
     """states (n,7) -> uint8 (n,3,8,8) that hold agent x, y, block x, y, sine and cosine, each rounded in 32 ways."""
     y = lewm.probe_targets(torch.as_tensor(states).float())                                          # (n, 6)
     share = torch.cat([y[:, :4] / pusht.BOARD, (y[:, 4:] + 1) / 2], 1).clamp(0, 1)
-    return (255 * share[:, :, None] + torch.arange(32) / 32).floor().clamp(max=255).to(torch.uint8).view(-1, 3, size, size)
+    return (255 * share[:, :, None] + torch.arange(32, device=share.device) / 32).floor().clamp(max=255).to(torch.uint8).view(-1, 3, size, size)
 
 
-def ceiling(kind, policy, episodes, seed, steps, out):
-    """-> {pairs: result of `lewm.evaluate`}, with the simulator as the model, or with a LeWM trained on states of a data policy."""
+def ceiling(kind, policy, episodes, seed, steps, out, device):
+    """-> {pairs: result of `lewm.evaluate`}: with the simulator as the model, on pairs of a data policy, or with a LeWM trained on its states."""
     if kind == "simulator":
         cfg = lewm.Config.preset("nano", seed=seed)
         stats = lewm.action_statistics(pusht.collect(200, seed)["action"])
-        return {"purposeful, 25 steps": plan_in(Simulator(cfg, stats), cfg, episodes, render=lambda states, size: states)}
+        return {f"{policy}, 25 steps": plan_in(Simulator(cfg, stats), cfg, episodes, policy, render=lambda states, size: states)}
     cfg = lewm.Config.preset("nano", seed=seed, steps=steps, image_size=8, patch_size=8, embed_dim=32, whiten=False, min_motion=0)
     data = pusht.collect(2000, seed, policy=policy)
     data["pixels"] = numbers_as_pictures(data["state"]).permute(0, 2, 3, 1).numpy()
-    model = lewm.train(cfg, data, out / f"states_{policy}")
+    model = lewm.train(cfg, data, out / f"states_{policy}", device=device)
     return {f"{pairs}, 25 steps": plan_in(model, cfg, episodes, pairs, render=numbers_as_pictures) for pairs in ("purposeful", "jitter")}
 
 
@@ -556,28 +558,31 @@ def summary(result):
 def main(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("checkpoint", metavar="CKPT", nargs="?", help="of lewm.py; one comes with the project: assets/nano.pt")
-    parser.add_argument("--only", default=",".join(list(PARTS)[:-1]), help="parts to run, with commas between: %(default)s; and transfer")
+    parser.add_argument("--only", help=f"parts to run, with commas between: {','.join(PARTS)}; default: all but transfer")
     parser.add_argument("--ceiling", choices=("simulator", "states"), help="instead: plan with a perfect model, or train one with perfect eyes")
-    parser.add_argument("--policy", choices=pusht.POLICIES, default="purposeful", help="data policy for --ceiling states")
+    parser.add_argument("--policy", choices=pusht.POLICIES, help="whose data, for --ceiling states, or pairs, for --ceiling simulator; default: purposeful")
     parser.add_argument("--pairs", type=int, default=50, help="development pairs to plan in, for transfer and --ceiling; default: 50")
     parser.add_argument("--out", default="runs/probe", metavar="DIR", help="where pictures and probe.json go; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="which held-out episodes; default: 0")
+    parser.add_argument("--seed", type=int, default=0, help="which held-out episodes; with --ceiling, of data and training; default: 0")
     parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
     parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of each MLP probe, of the decoder and of --ceiling states; default: 1500")
     parser.add_argument("--episodes", type=int, default=240, help="held-out trajectories; half of them fit the probes; default: 240")
     args = parser.parse_args(argv)
-    wanted = args.only.split(",")
+    wanted = args.only.split(",") if args.only else list(PARTS)[:-1]
     if set(wanted) - set(PARTS):
         raise ValueError(f"--only {args.only}: the parts are {','.join(PARTS)}")
     if args.episodes < 8 or args.seed < 0 or args.steps < 1 or args.pairs < 1:
         raise ValueError(f"--episodes {args.episodes} must be at least 8, --seed {args.seed} at least 0, --steps {args.steps} and --pairs {args.pairs} at least 1")
     if bool(args.checkpoint) == bool(args.ceiling):
         raise ValueError("say which checkpoint, as in: python probe.py assets/nano.pt, or --ceiling simulator, or --ceiling states")
+    if (args.checkpoint and args.policy) or (args.ceiling and args.only):
+        raise ValueError("--policy goes with --ceiling, and --only with a checkpoint")
     began, device, out = time.time(), lewm.pick_device(args.device), Path(args.out)
     if args.ceiling:
-        result = {"command": "python probe.py " + " ".join(argv), "seed": args.seed, **ceiling(args.ceiling, args.policy, args.pairs, args.seed, args.steps, out),
+        policy = args.policy or "purposeful"
+        result = {"command": "python probe.py " + " ".join(argv), "seed": args.seed, **ceiling(args.ceiling, policy, args.pairs, args.seed, args.steps, out, device),
                   "minutes": (time.time() - began) / 60}
-        lewm.write_atomically(out / f"ceiling_{args.ceiling}_{args.policy}.json", lambda temporary: temporary.write_text(json.dumps(result, indent=1)))
+        lewm.write_atomically(out / f"ceiling_{args.ceiling}_{policy}.json", lambda temporary: temporary.write_text(json.dumps(result, indent=1)))
         return
     model, cfg, _ = lewm.load_checkpoint(args.checkpoint, device)
     states, actions = trajectories(args.episodes, cfg, args.seed)

@@ -363,7 +363,7 @@ def _way_round(x, y, to_x, to_y, centre_x, centre_y):
 
 
 def _aimless(rng, env, policy, states, actions):
-    """Fill an episode with jitter (a target anywhere within 100 px of the block) or noise (slowly changing random actions)."""
+    """Fill an episode with jitter (a target anywhere in the 200 px square about the block's position) or noise (slowly changing random actions)."""
     action = np.zeros(2)
     for t in range(len(states)):
         states[t] = env.state

@@ -907,6 +907,8 @@ def test_displaced_states_are_displaced_by_what_the_axis_says():
         assert np.allclose(pusht.distances(states, moved)[column], amount)
         centres = [s[:, 2:4] + 45 * np.stack([-np.sin(s[:, 4]), np.cos(s[:, 4])], 1) for s in (states, moved)]
         assert np.allclose(np.linalg.norm(centres[0] - centres[1], axis=1), 20 if what == "block px" else 0)
+    far = probe.displaced(states, "agent px", 160)[:, :2]
+    assert 60 <= far.min() and far.max() <= pusht.BOARD - 60, "an agent off the board cannot be seen"
 
 
 def test_a_picture_of_numbers_holds_the_state():
@@ -916,26 +918,33 @@ def test_a_picture_of_numbers_holds_the_state():
     pixels = probe.numbers_as_pictures(states)
     assert pixels.shape == (500, 3, 8, 8) and pixels.dtype == torch.uint8
     read = pixels.double().view(500, 6, 32).mean(2) / 255
-    assert (read[:, :4] * pusht.BOARD - torch.from_numpy(states[:, :4])).abs().max() < 1
-    assert torch.allclose(2 * read[:, 4:] - 1, probe.targets(states)[:, 4:].double(), atol=0.01)
+    error = (read[:, :4] - torch.from_numpy(states[:, :4]) / pusht.BOARD).abs().max(), (2 * read[:, 4:] - 1 - probe.targets(states)[:, 4:]).abs().max()
+    assert max(error) < 0.002, f"off by {error}, expected a quarter of what one byte can hold (0.004 and 0.008) at most"
 
 
 def test_ceiling_and_transfer_report_every_kind_of_pair(tmp_path, monkeypatch, capsys):
     """Catches a part that breaks where nobody looks, since it takes minutes."""
-    collect = pusht.collect
-    monkeypatch.setattr(pusht, "collect", lambda episodes, *args, **more: collect(min(episodes, 20), *args, workers=1, **more))
+    collect, asked = pusht.collect, []
+    def few(episodes, seed=0, workers=None, policy="purposeful"):
+        asked.append(policy)
+        return collect(min(episodes, 20), seed, 1, policy)
+    monkeypatch.setattr(pusht, "collect", few)
     small = tiny(candidates=4, elites=2, iterations=1)
     monkeypatch.setattr(lewm.Config, "preset", lambda name, **changes: dataclasses.replace(small, **changes))
     for argv in (["--ceiling", "simulator"], ["--ceiling", "states", "--policy", "jitter", "--steps", "3"]):
         probe.main([*argv, "--pairs", "2", "--out", str(tmp_path)])
+    assert asked == ["purposeful", "jitter"], "training data must come from the policy that was asked for"
     kinds = {f"{policy}, {distance} steps" for policy, distance in probe.PAIRS}
     assert {"purposeful, 25 steps", "jitter, 25 steps"} < set(json.loads((tmp_path / "ceiling_states_jitter.json").read_text()))
     assert (tmp_path / "ceiling_simulator_purposeful.json").exists()
     lewm.save_checkpoint(tmp_path / "c.pt", lewm.LeWM(lewm.Config.preset("nano")))
     probe.main([str(tmp_path / "c.pt"), "--only", "transfer", "--pairs", "2", "--episodes", "8", "--out", str(tmp_path)])
-    assert kinds == set(json.loads((tmp_path / "probe.json").read_text())["transfer"]) and (tmp_path / "transfer.png").exists()
-    for argv in ([], [str(tmp_path / "c.pt"), "--ceiling", "simulator"]):
-        with pytest.raises(ValueError, match="say which checkpoint"):
+    result = json.loads((tmp_path / "probe.json").read_text())["transfer"]
+    assert kinds == set(result) and (tmp_path / "transfer.png").exists()
+    assert len({row["start_to_goal"]["agent_px"]["mean"] for row in result.values()}) == len(kinds), "other pairs for each kind"
+    for argv, words in (([], "say which"), ([str(tmp_path / "c.pt"), "--ceiling", "simulator"], "say which"),
+                        ([str(tmp_path / "c.pt"), "--policy", "jitter"], "--policy goes with"), (["--ceiling", "states", "--only", "probes"], "--only with")):
+        with pytest.raises(ValueError, match=words):
             probe.main(argv)
 
 
