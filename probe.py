@@ -443,9 +443,9 @@ def landscape(world):
 
 
 # ------------------------------------------------------------------------------------------------------------------
-# 8 Transfer and ceilings. Does the model plan towards further goals, and on another policy's pairs? And what limits it: the planner, the model or the eyes? The
-# simulator in the model's place shows the planner's limit; training on the state's numbers in place of pictures spares the eyes.
-# All of it on development pairs.
+# 8 Transfer and ceilings. Does the model plan towards further goals, and on another policy's pairs? And what limits it: the
+# planner, the model or the eyes? The simulator in the model's place shows the planner's limit; training on the state's numbers in
+# place of pictures spares the eyes. All of it on development pairs.
 
 PAIRS = (("purposeful", 25), ("purposeful", 50), ("purposeful", 75), ("jitter", 25))      # data policy, env steps to the goal
 
