@@ -304,6 +304,11 @@ class SIGReg(nn.Module):
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)                    # of ImageNet
 
 
+def imagenet_map():
+    """(3,3) that divides each colour by ImageNet's std: how colours are scaled unless the data's own statistics are used."""
+    return torch.diag(1 / torch.tensor(IMAGE_STD))
+
+
 def projector(width, hidden, out):
     """BatchNorm on purpose: the networks end in a LayerNorm, which fixes each vector's length; statistics over the batch undo that."""
     return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, out))
@@ -326,7 +331,7 @@ class LeWM(nn.Module):
         # that scales the colours; of the raw actions, mean, std, lowest and highest.
         mean = torch.tensor(IMAGE_MEAN)[:, None, None].repeat(1, cfg.image_size, cfg.image_size)
         self.register_buffer("picture_mean", mean)                                      # (3, S, S)
-        self.register_buffer("colour_map", torch.diag(1 / torch.tensor(IMAGE_STD)))     # (3, 3)
+        self.register_buffer("colour_map", imagenet_map())                              # (3, 3)
         self.register_buffer("action_stats", torch.tensor([[0.0], [1.0], [-1.0], [1.0]]).repeat(1, cfg.action_dim))
 
     def encode(self, pixels):
@@ -814,7 +819,7 @@ def load_official(path, cfg=None, action_stats=EXPERT_ACTION_STATS, device="cpu"
 
 def save_official(model, path, transformers=4):
     """Write the weights in the authors' layout, with names as of transformers 4 or 5. Statistics of the data have no place in it."""
-    if not torch.equal(model.colour_map.cpu(), torch.diag(1 / torch.tensor(IMAGE_STD))):
+    if not torch.equal(model.colour_map.cpu(), imagenet_map()):
         raise ValueError("the authors' layout has no place for the colour statistics of a model trained with whiten")
     weights = {}
     for name, ours in model.state_dict().items():

@@ -417,9 +417,11 @@ def displaced(states, what, amount, seed=0):
     """states (E,7) with the agent or the block moved in random directions that stay on the board, or the block turned about its centre of gravity."""
     rng, states = np.random.default_rng(seed), states.astype(np.float64)
     if what == "block degrees":
-        arm = pusht.CENTRE_OF_GRAVITY[1] * np.stack([-np.sin(states[:, 4]), np.cos(states[:, 4])], 1)
-        states[:, 4] += np.radians(amount) * rng.choice((-1, 1), len(states))
-        states[:, 2:4] += arm - pusht.CENTRE_OF_GRAVITY[1] * np.stack([-np.sin(states[:, 4]), np.cos(states[:, 4])], 1)
+        x, y, angle = states[:, 2:5].T
+        turned = angle + np.radians(amount) * rng.choice((-1, 1), len(states))
+        before, after = (np.stack(pusht.centre(x, y, np.cos(a), np.sin(a)), 1) for a in (angle, turned))
+        states[:, 2:4] += before - after                                    # so that the centre stays
+        states[:, 4] = turned
     else:
         columns, angle = slice(0, 2) if what == "agent px" else slice(2, 4), rng.uniform(0, 2 * np.pi, (64, len(states)))
         places = states[:, columns] + amount * np.stack([np.cos(angle), np.sin(angle)], -1)             # (64, E, 2), to choose from

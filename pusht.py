@@ -323,8 +323,8 @@ OUTLINE_EDGES = list(zip(OUTLINE_CORNERS, OUTLINE_CORNERS[1:] + OUTLINE_CORNERS[
 EDGE_SHARES = np.cumsum([math.dist(a, b) for a, b in OUTLINE_EDGES]) / sum(math.dist(a, b) for a, b in OUTLINE_EDGES)
 
 
-def _centre(block_x, block_y, cos, sin):
-    """Where the block's centre of gravity is on the board."""
+def centre(block_x, block_y, cos, sin):
+    """x and y (px) of the block's centre of gravity on the board. Floats or arrays."""
     return block_x - CENTRE_OF_GRAVITY[1] * sin, block_y + CENTRE_OF_GRAVITY[1] * cos
 
 
@@ -333,7 +333,7 @@ def _choose_contact(rng, x, y, block_x, block_y, cos, sin):
 
     Of four random points, one near the agent whose push brings the block towards the middle is the likelier choice.
     """
-    centre_x, centre_y = _centre(block_x, block_y, cos, sin)
+    centre_x, centre_y = centre(block_x, block_y, cos, sin)
     best, best_score = None, -math.inf
     for _ in range(4):
         (ax, ay), (bx, by) = OUTLINE_EDGES[int(np.searchsorted(EDGE_SHARES, rng.random()))]
@@ -362,6 +362,13 @@ def _way_round(x, y, to_x, to_y, centre_x, centre_y):
     return centre_x + 115 * math.cos(angle), centre_y + 115 * math.sin(angle)
 
 
+def _inside(x, y, action_x, action_y):
+    """The action, shortened where its target would come nearer than 30 px to the board's edge, in [-1, 1]. Plain floats."""
+    target_x = min(max(x + ACTION_SCALE * action_x, 30), BOARD - 30)
+    target_y = min(max(y + ACTION_SCALE * action_y, 30), BOARD - 30)
+    return min(max((target_x - x) / ACTION_SCALE, -1), 1), min(max((target_y - y) / ACTION_SCALE, -1), 1)
+
+
 def _aimless(rng, env, policy, states, actions):
     """Fill an episode with jitter (a target anywhere in the 200 px square about the block's position) or noise (slowly changing random actions)."""
     action = np.zeros(2)
@@ -371,8 +378,7 @@ def _aimless(rng, env, policy, states, actions):
             action = (states[t, 2:4] + rng.uniform(-100, 100, 2) - states[t, :2]) / ACTION_SCALE
         else:
             action = 0.9 * action + rng.normal(0, 0.1, 2)                   # correlated over about 10 steps, std 0.23
-        target = (states[t, :2] + ACTION_SCALE * action).clip(30, BOARD - 30)
-        actions[t] = ((target - states[t, :2]) / ACTION_SCALE).clip(-1, 1)
+        actions[t] = _inside(*states[t, :2].tolist(), *action.tolist())
         env.step(actions[t])
     return states, actions
 
@@ -418,21 +424,19 @@ def _episode(seed, index, policy="purposeful"):
         else:                                                               # go to the goal, round the block
             to_x, to_y = goal
             if _blocked(x, y, to_x, to_y, block):
-                to_x, to_y = _way_round(x, y, to_x, to_y, *_centre(*block))
+                to_x, to_y = _way_round(x, y, to_x, to_y, *centre(*block))
             gap = math.hypot(to_x - x, to_y - y)
             speed = min(pace, gap / ACTION_SCALE) / max(gap, 1e-6)
             want_x, want_y = speed * (to_x - x), speed * (to_y - y)
 
         command_x, command_y = 0.4 * command_x + 0.6 * want_x, 0.4 * command_y + 0.6 * want_y
         noise_x, noise_y = rng.normal(0, 0.05, 2).tolist()
-        target_x = min(max(x + ACTION_SCALE * (command_x + noise_x), 30), BOARD - 30)
-        target_y = min(max(y + ACTION_SCALE * (command_y + noise_y), 30), BOARD - 30)
         states[t] = state
-        actions[t] = min(max((target_x - x) / ACTION_SCALE, -1), 1), min(max((target_y - y) / ACTION_SCALE, -1), 1)
+        actions[t] = _inside(x, y, command_x + noise_x, command_y + noise_y)
         state = env.step(actions[t])[0]
 
         steps_left -= 1
-        centre_x, centre_y = _centre(state[2], state[3], math.cos(state[4]), math.sin(state[4]))
+        centre_x, centre_y = centre(state[2], state[3], math.cos(state[4]), math.sin(state[4]))
         outwards = push_x * (centre_x - BOARD / 2) + push_y * (centre_y - BOARD / 2) if mode == "push" else 0
         astray = outwards > 0 and max(abs(centre_x - BOARD / 2), abs(centre_y - BOARD / 2)) > 130
         lost = mode == "push" and _distance_to_block(x, y, *block) > AGENT_RADIUS + 15

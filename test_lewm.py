@@ -922,7 +922,7 @@ def test_a_picture_of_numbers_holds_the_state():
     assert max(error) < 0.002, f"off by {error}, expected a quarter of what one byte can hold (0.004 and 0.008) at most"
 
 
-def test_ceiling_and_transfer_report_every_kind_of_pair(tmp_path, monkeypatch, capsys):
+def test_ceiling_and_transfer_report_every_kind_of_pair(tmp_path, monkeypatch):
     """Catches a part that breaks where nobody looks, since it takes minutes."""
     collect, asked = pusht.collect, []
     def few(episodes, seed=0, workers=None, policy="purposeful"):
