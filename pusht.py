@@ -172,9 +172,10 @@ def _checked_state(state, name):
 
 
 def random_state(rng):
-    """float64 (7,): the block anywhere mid-board at any angle, the agent at rest and clear of it."""
-    block = rng.uniform(130, BOARD - 130, 2)
+    """float64 (7,): the block's centre of gravity mid-board (std 40 px) at any angle, the agent at rest and clear of it."""
     angle = rng.uniform(0, 2 * np.pi)
+    centre_x, centre_y = rng.normal(BOARD / 2, 40, 2)
+    block = centre_x + CENTRE_OF_GRAVITY[1] * math.sin(angle), centre_y - CENTRE_OF_GRAVITY[1] * math.cos(angle)
     while True:
         agent = rng.uniform(40, BOARD - 40, 2)
         if _distance_to_block(*agent, *block, math.cos(angle), math.sin(angle)) > AGENT_RADIUS + 5:
@@ -343,7 +344,7 @@ def _choose_contact(rng, x, y, block_x, block_y, cos, sin):
         push_x, push_y = cos * nx - sin * ny, sin * nx + cos * ny           # on the board
         homeward = push_x * (BOARD / 2 - centre_x) + push_y * (BOARD / 2 - centre_y)
         way = math.hypot(block_x + cos * px - sin * py - x, block_y + sin * px + cos * py - y)
-        score = homeward / 60 - way / 25 + rng.gumbel()
+        score = homeward / 20 - way / 25 + rng.gumbel()
         if score > best_score:
             best, best_score = (px, py, nx, ny), score
     return best
@@ -430,7 +431,7 @@ def _episode(seed, index, policy="purposeful"):
             want_x, want_y = speed * (to_x - x), speed * (to_y - y)
 
         command_x, command_y = 0.4 * command_x + 0.6 * want_x, 0.4 * command_y + 0.6 * want_y
-        noise_x, noise_y = rng.normal(0, 0.05, 2).tolist()
+        noise_x, noise_y = rng.normal(0, 0.15, 2).tolist()
         states[t] = state
         actions[t] = _inside(x, y, command_x + noise_x, command_y + noise_y)
         state = env.step(actions[t])[0]
@@ -438,7 +439,7 @@ def _episode(seed, index, policy="purposeful"):
         steps_left -= 1
         centre_x, centre_y = centre(state[2], state[3], math.cos(state[4]), math.sin(state[4]))
         outwards = push_x * (centre_x - BOARD / 2) + push_y * (centre_y - BOARD / 2) if mode == "push" else 0
-        astray = outwards > 0 and max(abs(centre_x - BOARD / 2), abs(centre_y - BOARD / 2)) > 130
+        astray = outwards > 0 and max(abs(centre_x - BOARD / 2), abs(centre_y - BOARD / 2)) > 60
         lost = mode == "push" and _distance_to_block(x, y, *block) > AGENT_RADIUS + 15
         if steps_left <= 0 or astray or lost:
             mode, contact = "choose", None
