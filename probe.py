@@ -520,7 +520,7 @@ def ceiling(kind, policy, episodes, seed, steps, out, device):
         cfg = lewm.Config.preset("nano", seed=seed)
         stats = lewm.action_statistics(pusht.collect(200, seed)["action"])
         return {f"{policy}, 25 steps": plan_in(Simulator(cfg, stats), cfg, episodes, policy, render=lambda states, size: states)}
-    cfg = lewm.Config.preset("nano", seed=seed, steps=steps, image_size=8, patch_size=8, embed_dim=32, whiten=False, min_motion=0)
+    cfg = lewm.Config.preset("nano", seed=seed, steps=steps, image_size=8, patch_size=8, embed_dim=32, whiten=False)
     data = pusht.collect(2000, seed, policy=policy)
     data["pixels"] = numbers_as_pictures(data["state"]).permute(0, 2, 3, 1).numpy()
     model = lewm.train(cfg, data, out / f"states_{policy}", device=device)

@@ -480,11 +480,6 @@ def collect(episodes, seed=0, workers=None, policy="purposeful"):
             "ep_len": lengths, "ep_offset": np.cumsum(lengths) - lengths}
 
 
-def block_motion(states):
-    """states (F,7) -> float32 (F,): px that the block moves from each row to the next, 0 in the last."""
-    return np.append(distances(states[:-1], states[1:])[1], 0).astype(np.float32)
-
-
 def _pair(seed, distance, policy, index):
     """(start, goal, the recorded actions between them) from one episode, or None where the start satisfies the goal."""
     states, actions = _episode(seed, index, policy)

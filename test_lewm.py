@@ -428,23 +428,6 @@ def test_windows_cover_every_valid_start_and_never_cross_an_episodes_end():
     assert starts.tolist() == expected
 
 
-def test_windows_in_which_the_block_rests_are_left_out():
-    """Catches windows that move on the whole but rest between two of their frames, and motion counted across episodes."""
-    data = counting_data()
-    states = np.zeros((len(data["action"]), 7))
-    states[:, 2] = np.arange(len(states)) * 2.0                             # 2 px a row: 10 px from frame to frame,
-    states[66:71, 2] = states[66, 2]                                        # but for a rest of 4 rows in the last episode
-    states[71:, 2] -= 8
-    data["motion"] = pusht.block_motion(states)
-    assert data["motion"].shape == (len(states),) and data["motion"][0] == 2
-    starts = lewm.window_starts(data, tiny(min_motion=10.0), range(4))
-    assert starts.tolist() == [*range(0, 15), 30, *range(70, 86)]
-    assert len(lewm.window_starts(data, tiny(min_motion=0.0), range(4))) == len(lewm.window_starts(counting_data(), tiny(), range(4)))
-    data["motion"][:] = 0
-    with pytest.raises(ValueError, match="min_motion"):
-        lewm.train(tiny(image_size=8, patch_size=8), data)
-
-
 def test_whitened_colours_weigh_a_small_object_as_much_as_a_large_one():
     """Catches a colour map that is transposed, not inverted, or not applied, and statistics that a checkpoint forgets."""
     generator = torch.Generator().manual_seed(0)
