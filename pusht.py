@@ -316,10 +316,10 @@ def render(states, size=224, block_colour=COLOURS["block"]):
 # ------------------------------------------------------------------------------------------------------------------
 # The scripted policy. It chooses a point on the T's outline, goes there from outside, pushes through it for a while and
 # chooses again; now and then it wanders or rests. Commands are smooth, and noise is added: it is part of the recorded
-# action, so the data also hold what the planner will try. Pushes keep the block mid-board, about as far spread (std 54 px)
-# as in the authors' demonstrations. With 83 px instead, short runs of LeWM satisfy SIGReg with functions of the block's
-# place alone and do not learn its angle. Three simpler policies stand beside it to compare with: jitter around the block,
-# correlated noise, and a mixture of all.
+# action, so that the data resemble the random plans that the planner tries. Pushes keep the block mid-board, spread about
+# as far (std 54 px) as in the authors' demonstrations. With 83 px instead, short runs of LeWM satisfied SIGReg with
+# functions of the block's place alone and did not learn its angle. Three others stand beside it to compare with: jitter
+# around the block, correlated noise, and a mixture of all.
 
 POLICIES = ("purposeful", "jitter", "noise", "mixture")
 OUTLINE_CORNERS = [(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30)]  # clockwise on screen
