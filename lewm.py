@@ -658,6 +658,11 @@ def write_atomically(path, write):
     os.replace(temporary, path)
 
 
+def write_json(path, result):
+    """A result to a file, atomically. Numbers of numpy and torch become plain ones."""
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(result, indent=1, default=float)))
+
+
 def draw_curves(path, rows, cfg):
     """What to look at after training, each with the mark to compare it with."""
     errors = {"training": "prediction", "held-out": "val_prediction", "held-out, copy last frame": "val_copy_last"}
@@ -1015,7 +1020,7 @@ def main(argv):
         hardware=torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.cpu_count()} cores, {platform.machine()}",
         versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         parameters=sum(p.numel() for p in model.parameters()), config=dataclasses.asdict(cfg))
-    write_atomically(out / "result.json", lambda temporary: temporary.write_text(json.dumps(result, indent=1)))
+    write_json(out / "result.json", result)
     print(f"\n{'':18}success   95 % interval   object only   and at the end: agent px  block px  turn deg")
     for name, row in result["policies"].items():
         low, high = row["interval"]

@@ -16,7 +16,6 @@ and judged on the other. Each part returns numbers for probe.json and leaves one
 import argparse
 import csv
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -584,7 +583,7 @@ def main(argv):
         policy = args.policy or "purposeful"
         result = {"command": "python probe.py " + " ".join(argv), "seed": args.seed, **ceiling(args.ceiling, policy, args.pairs, args.seed, args.steps, out, device),
                   "minutes": (time.time() - began) / 60}
-        lewm.write_atomically(out / f"ceiling_{args.ceiling}_{policy}.json", lambda temporary: temporary.write_text(json.dumps(result, indent=1)))
+        lewm.write_json(out / f"ceiling_{args.ceiling}_{policy}.json", result)
         return
     model, cfg, _ = lewm.load_checkpoint(args.checkpoint, device)
     states, actions = trajectories(args.episodes, cfg, args.seed)
@@ -596,7 +595,7 @@ def main(argv):
         result[name], figure = PARTS[name](world)
         lewm.write_atomically(out / f"{name}.png", lambda temporary: figure.savefig(temporary, dpi=110))
     result["minutes"] = (time.time() - began) / 60
-    lewm.write_atomically(out / "probe.json", lambda temporary: temporary.write_text(json.dumps(result, indent=1, default=float)))
+    lewm.write_json(out / "probe.json", result)
     print(summary(result))
     print(f"{result['minutes']:.1f} minutes; pictures and probe.json in {out}")
 

@@ -174,11 +174,11 @@ def _checked_state(state, name):
 def random_state(rng):
     """float64 (7,): the block's centre of gravity mid-board (std 40 px) at any angle, the agent at rest and clear of it."""
     angle = rng.uniform(0, 2 * np.pi)
-    centre_x, centre_y = rng.normal(BOARD / 2, 40, 2)
-    block = centre_x + CENTRE_OF_GRAVITY[1] * math.sin(angle), centre_y - CENTRE_OF_GRAVITY[1] * math.cos(angle)
+    cos, sin = math.cos(angle), math.sin(angle)
+    block = rng.normal(BOARD / 2, 40, 2) - centre(0, 0, cos, sin)
     while True:
         agent = rng.uniform(40, BOARD - 40, 2)
-        if _distance_to_block(*agent, *block, math.cos(angle), math.sin(angle)) > AGENT_RADIUS + 5:
+        if _distance_to_block(*agent, *block, cos, sin) > AGENT_RADIUS + 5:
             return np.array([*agent, *block, angle, 0, 0])
 
 
@@ -317,8 +317,8 @@ def render(states, size=224, block_colour=COLOURS["block"]):
 # The scripted policy. It chooses a point on the T's outline, goes there from outside, pushes through it for a while and
 # chooses again; now and then it wanders or rests. Commands are smooth, and noise is added: it is part of the recorded
 # action, so that the data resemble the random plans that the planner tries. Pushes keep the block mid-board, spread about
-# as far (std 54 px) as in the authors' demonstrations. With 83 px instead, short runs of LeWM satisfied SIGReg with
-# functions of the block's place alone and did not learn its angle. Three others stand beside it to compare with: jitter
+# as far (std 54 px) as in the authors' demonstrations: where it was spread half as far again, short runs of LeWM satisfied
+# SIGReg with functions of its place alone and did not learn its angle. Three others stand beside it to compare with: jitter
 # around the block, correlated noise, and a mixture of all.
 
 POLICIES = ("purposeful", "jitter", "noise", "mixture")
