@@ -186,7 +186,7 @@ class ViT(nn.Module):
     """Frames to vectors. x float (B,3,S,S), normalised -> (B,W). Section 3 of the paper; sizes from its appendix."""
     def __init__(self, image_size=224, patch_size=14, width=192, depth=12, heads=3, position_std=0.02):
         super().__init__()
-        self.image_size = image_size
+        self.image_size, self.patch_size = image_size, patch_size
         self.patches = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
         self.cls = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.position = nn.Parameter(position_std * torch.randn(1, 1 + (image_size // patch_size) ** 2, width))
@@ -196,7 +196,9 @@ class ViT(nn.Module):
     def forward(self, x):
         if x.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(f"pictures are {tuple(x.shape[1:])}, this encoder takes (3, {self.image_size}, {self.image_size})")
-        x = self.patches(x).flatten(2).transpose(1, 2)                                  # (B, P, W)
+        size, weight = self.patch_size, self.patches.weight                             # a convolution without overlap is a
+        x = x.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5)     # matrix product, which trains faster on
+        x = F.linear(x.flatten(3).flatten(1, 2), weight.flatten(1), self.patches.bias)  # a CPU: (B, P, 3 * patch^2) -> (B, P, W)
         x = torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1) + self.position      # (B, 1 + P, W)
         for block in self.blocks:
             x = block(x)
@@ -589,7 +591,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
             for buffer, value in zip((model.picture_mean, model.colour_map), colour_statistics(pixels.flatten(0, 1))):
                 buffer.copy_(value)
     model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=device.type == "cuda")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=device.type in ("cuda", "cpu"))
     if state:
         if "optimizer" not in state:
             raise ValueError(f"{path} holds weights alone: it can be evaluated, not trained on")
