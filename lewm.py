@@ -15,8 +15,10 @@ Letters:
     B windows in a batch        T frames in a window         D width of an embedding      A numbers in an action block
     S side of a picture (px)    P patches in a picture       W width inside a network     M SIGReg directions
     N candidate plans           H planned action blocks      K elite plans                E episodes
+    F rows of a data set        a numbers in one action      L tokens                     n any number of things
+B is whatever is batched: frames in `ViT`, episodes in `cem`.
 `z` is an embedding, `z_hat` a predicted one. An action block is `frame_skip` consecutive actions, z-scored, end to end.
-"DIFFERS:" marks the places where the paper, the authors' code and this file do not all agree.
+"DIFFERS:" marks places where the paper and the authors' code do not agree, or this file leaves them; all are in README, "What differs".
 """
 
 import argparse
@@ -135,7 +137,7 @@ class Config:
 
 
 MAY_BE_ZERO = "crop dropout sigreg_weight weight_decay warmup held_out seed checkpoint_minutes".split()
-MAY_CHANGE_LATER = "horizon candidates iterations elites replan budget goal_distance episodes checkpoint_minutes".split()
+MAY_CHANGE_LATER = "compile horizon candidates iterations elites replan budget goal_distance episodes checkpoint_minutes".split()
 
 SMALL = dict(image_size=64, patch_size=32, encoder_width=192, encoder_depth=3, encoder_heads=4, position_std=0.5, embed_dim=32,
              projector_hidden=256, predictor_width=96, predictor_depth=3, predictor_heads=4, predictor_head_dim=32,
@@ -186,7 +188,7 @@ class ViT(nn.Module):
     """Frames to vectors. x float (B,3,S,S), normalised -> (B,W). Section 3 of the paper; sizes from its appendix."""
     def __init__(self, image_size=224, patch_size=14, width=192, depth=12, heads=3, position_std=0.02):
         super().__init__()
-        self.image_size, self.patch_size = image_size, patch_size
+        self.patch_size = patch_size
         self.patches = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
         self.cls = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.position = nn.Parameter(position_std * torch.randn(1, 1 + (image_size // patch_size) ** 2, width))
@@ -194,8 +196,6 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, x):
-        if x.shape[1:] != (3, self.image_size, self.image_size):
-            raise ValueError(f"pictures are {tuple(x.shape[1:])}, this encoder takes (3, {self.image_size}, {self.image_size})")
         size, weight = self.patch_size, self.patches.weight                             # a convolution without overlap is a
         x = x.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5)     # matrix product, which trains faster on
         x = F.linear(x.flatten(3).flatten(1, 2), weight.flatten(1), self.patches.bias)  # a CPU: (B, P, 3 * patch^2) -> (B, P, W)
@@ -265,8 +265,8 @@ class Predictor(nn.Module):
 # ======== 4 SIGReg ====================================================================================================
 # The Sketched Isotropic Gaussian Regulariser (LeJEPA, Balestriero and LeCun, arXiv 2511.08544). A cloud of vectors is
 # N(0, I) exactly when its shadow on every line is N(0, 1) (Cramer-Wold), so look at the shadows on random lines and test
-# each by its characteristic function (Epps-Pulley). The floor is not 0 but 1.05, whatever the batch size: the statistic of
-# a perfect Gaussian sample. A collapsed batch scores in proportion to the batch size, so collapse never pays.
+# each by its characteristic function (Epps-Pulley). A perfect Gaussian sample scores 1.05 on average, not 0, whatever the
+# batch size; one spread more evenly than chance scores less. A collapsed batch of B scores 0.40 B: it does not pay.
 
 class SIGReg(nn.Module):
     """z (B,T,D) -> scalar: B * integral w(t) |phi_B(t) - exp(-t^2/2)|^2 dt, averaged over M directions and T time steps.
@@ -316,7 +316,7 @@ def projector(width, hidden, out):
 
 
 class LeWM(nn.Module):
-    """The world model. cfg: a Config."""
+    """The world model. cfg: a Config. Call `loss`, `encode`, `predict` or `rollout`; there is no `forward`."""
     def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
@@ -338,6 +338,8 @@ class LeWM(nn.Module):
     def encode(self, pixels):
         """pixels (B,T,3,S,S) -> z (B,T,D). uint8 is scaled and normalised here; float is taken as already normalised."""
         B, T = pixels.shape[:2]
+        if pixels.shape[2:] != self.picture_mean.shape:
+            raise ValueError(f"pictures are {tuple(pixels.shape[2:])}, this encoder takes {tuple(self.picture_mean.shape)}: see fit_pictures")
         if pixels.dtype == torch.uint8:
             pixels = torch.einsum("cd,btdhw->btchw", self.colour_map, pixels / 255 - self.picture_mean)
         return self.projector(self.encoder(pixels.flatten(0, 1))).view(B, T, -1)        # one batch norm over B * T frames
@@ -350,7 +352,7 @@ class LeWM(nn.Module):
     def loss(self, pixels, actions):
         """pixels (B,T,3,S,S), actions (B,T-1,A), more are ignored -> (scalar, {"prediction", "sigreg", "std"}). Section 3.
 
-            L = mean (z_hat[t + 1] - z[t + 1])^2  +  lambda * SIGReg(z)
+            L = mean (z_hat[t] - z[t + 1])^2  +  lambda * SIGReg(z)         z_hat[t], made after frame t, is the paper's z_hat_t+1
 
         A window longer than history + 1 frames holds several training examples, all of which are used.
         """
@@ -396,9 +398,12 @@ class LeWM(nn.Module):
 
 def check_data(data, cfg):
     """Refuse arrays that do not fit together, naming what is wrong."""
-    for name in ("action", "ep_len", "ep_offset"):
-        if name not in data or not {"pixels", "state"} & set(data):
-            raise ValueError(f"data lacks {'pixels or state' if name in data else name}; it has {', '.join(sorted(data))}")
+    missing = [name for name in ("action", "ep_len", "ep_offset") if name not in data]
+    if missing or not {"pixels", "state"} & set(data):
+        raise ValueError(f"data lacks {', '.join(missing) or 'pixels or state'}; it has {', '.join(sorted(data))}")
+    for name in sorted({"action", "pixels", "state"} & set(data)):
+        if not isinstance(data[name], np.ndarray):
+            raise ValueError(f"{name} is a {type(data[name]).__name__}, not a NumPy array; of a tensor: .numpy()")
     action, frames = data["action"], data["pixels"] if "pixels" in data else data["state"]
     length, offset = np.asarray(data["ep_len"]), np.asarray(data["ep_offset"])
     if action.ndim != 2 or action.shape[1] != cfg.action_dim:
@@ -458,23 +463,27 @@ def read_windows(data, starts, cfg):
     return data["pixels" if "pixels" in data else "state"][rows], data["action"][steps]
 
 
+def fit_pictures(pixels, cfg):
+    """Stored pictures, uint8 (n,3,height,width) -> what `encode` takes, (n,3,S,S): `crop` px from the middle (0: all), resized."""
+    side, size = cfg.crop or min(pixels.shape[2:]), cfg.image_size
+    top, left = ((length - side) // 2 for length in pixels.shape[2:])
+    pixels = pixels[:, :, top:top + side, left:left + side]
+    if side == size:
+        return pixels
+    return F.interpolate(pixels.float(), size=(size, size), mode="bilinear", antialias=True).round().to(torch.uint8)
+
+
 def get_batch(data, starts, cfg, action_stats, device, render=None, windows=None):
     """starts (B,) -> pixels uint8 (B,T,3,S,S) and z-scored action blocks (B,T-1,A), on `device`.
 
     windows: what `read_windows` gave for these starts, if it has been called already.
     """
-    B, T, size = len(starts), cfg.frames, cfg.image_size
+    B, T = len(starts), cfg.frames
     frames, actions = windows or read_windows(data, starts, cfg)
     if "pixels" in data:
-        pixels = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2)                # (B * T, 3, height, width)
-        height, width = pixels.shape[2:]
-        side = cfg.crop or min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        pixels = pixels[:, :, top:top + side, left:left + side]
-        if side != size:
-            pixels = F.interpolate(pixels.float(), size=(size, size), mode="bilinear", antialias=True).round().to(torch.uint8)
+        pixels = fit_pictures(torch.from_numpy(frames).to(device).permute(0, 3, 1, 2), cfg)             # (B * T, 3, S, S)
     else:
-        pixels = render(torch.from_numpy(frames).float().to(device), size)
+        pixels = render(torch.from_numpy(frames).float().to(device), cfg.image_size)
     mean, std = action_stats[:2].to(device)
     actions = (torch.from_numpy(actions).float().to(device) - mean) / std               # (B, skip * (T - 1), a)
     return pixels.unflatten(0, (B, T)), actions.view(B, T - 1, cfg.action_block)
@@ -509,11 +518,11 @@ def straightness(z):
 @torch.no_grad()
 def diagnose(model, pixels, actions):
     """Held-out windows -> diagnostics. Draws no random numbers and leaves the model, batch norms included, as it was."""
-    was_training, N = model.training, model.cfg.history
+    was_training, history = model.training, model.cfg.history
     model.eval()
     z = torch.cat([model.encode(part) for part in pixels.split(64)]).float()            # (n, T, D)
-    past, future = z[:, :N], z[:, 1:N + 1]
-    error, shuffled = ((model.predict(past, a[:, :N]) - future).square().mean().item() for a in (actions, actions.roll(1, 0)))
+    past, future = z[:, :history], z[:, 1:history + 1]
+    error, shuffled = ((model.predict(past, a[:, :history]) - future).square().mean().item() for a in (actions, actions.roll(1, 0)))
     model.train(was_training)
     return {"val_prediction": error, "val_copy_last": (past - future).square().mean().item(),
             "val_shuffled_ratio": shuffled / max(error, 1e-12), "effective_rank": effective_rank(z.flatten(0, 1)),
@@ -530,17 +539,19 @@ def pick_device(name=None):
 
 
 def compiled(function):
-    """torch.compile of the very function that is called; where that is impossible, a line says so and it runs eagerly."""
-    best = [torch.compile(function), function]
+    """torch.compile of the very function that is called (of a module it would compile `forward`); where that is impossible,
+    a line says so and it runs eagerly."""
+    run = torch.compile(function)
     def call(*args):
+        nonlocal run
         try:
-            return best[0](*args)
+            return run(*args)
         except Exception as error:                                                      # no compiler, no Triton, ...
-            if len(best) == 1:
+            if run is function:
                 raise
             print(f"torch.compile does not work here ({type(error).__name__}): going on without it", file=sys.stderr)
-            best.pop(0)
-            return best[0](*args)
+            run = function
+            return run(*args)
     return call
 
 
@@ -571,7 +582,8 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
     episodes, held_out_episodes = split_episodes(len(data["ep_len"]), cfg.held_out, cfg.seed)
     starts, held_out_starts = window_starts(data, cfg, episodes), window_starts(data, cfg, held_out_episodes)
     if not len(starts):
-        raise ValueError(f"no episode has the {cfg.frame_skip * (cfg.frames - 1) + 1} steps of a window of {cfg.frames} frames")
+        raise ValueError(f"no episode has the {cfg.frame_skip * (cfg.frames - 1) + 1} steps of a window of {cfg.frames} frames; "
+                         "lower --frame_skip, or --frames and --history")
     ranges = [np.arange(data["ep_offset"][e], data["ep_offset"][e] + data["ep_len"][e]) for e in episodes]
     action_stats = action_statistics(data["action"][np.concatenate(ranges)])
 
@@ -582,6 +594,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
         model, _, state = load_checkpoint(path, expect=dataclasses.asdict(cfg))
         if not torch.equal(model.action_stats, action_stats):
             raise ValueError(f"the run at {path} was trained on other data: resume with the same --data")
+        model.cfg = cfg                                         # what may change later may have changed
     else:
         model = LeWM(cfg)
         model.action_stats.copy_(action_stats)
@@ -598,6 +611,8 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
         step, seconds, rows = state["step"], state["seconds"], state["rows"]
         optimizer.load_state_dict(state["optimizer"])
 
+    if not len(held_out_starts):
+        print("no held-out episode is long enough: the val_ columns are of training windows", file=sys.stderr)
     look_at = np.random.default_rng(cfg.seed).permutation(held_out_starts if len(held_out_starts) else starts)[:256]
     look_at = get_batch(data, look_at, cfg, action_stats, device, render)
     loss_function = compiled(model.loss) if (device.type == "cuda" if cfg.compile is None else cfg.compile) else model.loss
@@ -615,7 +630,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
             for group in optimizer.param_groups:
                 group["lr"] = lr
             torch.manual_seed(1_000_003 * cfg.seed + step)                              # windows, directions and dropout
-            index = torch.randint(len(starts), (cfg.batch_size,)).numpy()
+            index = torch.randint(len(starts), (cfg.batch_size,)).numpy()               # the same as in `read`
             pixels, actions = get_batch(data, starts[index], cfg, action_stats, device, render, upcoming.result())
             upcoming = reader.submit(read, step + 1)                                    # while this step computes
             with bfloat16:
@@ -645,7 +660,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
                 save_checkpoint(path, model, optimizer=optimizer.state_dict(), step=step, seconds=seconds, rows=rows)
                 last_save = time.time()
     if interrupted:
-        print(f"stopped after step {step}; go on with: python lewm.py --train --resume --out {out}", file=sys.stderr)
+        print(f"stopped after step {step}" + ("; go on with the same command and --resume, from Python with resume=True" if path else ""), file=sys.stderr)
         raise KeyboardInterrupt
     if out:
         draw_curves(Path(out) / "curves.png", rows, cfg)
@@ -670,7 +685,7 @@ def draw_curves(path, rows, cfg):
     errors = {"training": "prediction", "held-out": "val_prediction", "held-out, copy last frame": "val_copy_last"}
     panels = [  # title, {label: column}, (mark, its label), scale
         ("prediction error", errors, None, "log"),
-        ("SIGReg", {"training": "sigreg"}, (1.0525, "floor: N(0, I)"), "log"),
+        ("SIGReg", {"training": "sigreg"}, (1.0525, "a Gaussian sample"), "log"),
         ("embedding std", {"mean": "std", "smallest": "min_std"}, (1, "N(0, I)"), "linear"),
         ("effective rank", {"held-out": "effective_rank"}, (cfg.embed_dim, "all dimensions"), "linear"),
         ("error with shuffled / with true actions", {"held-out": "val_shuffled_ratio"}, (1, "actions ignored"), "linear"),
@@ -697,7 +712,7 @@ def save_checkpoint(path, model, **state):
 def read_weights(path):
     """What torch.save wrote -> the dictionary. Nothing in the file is executed: a file that needs that is refused."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}; make one: python lewm.py --train")
+        raise FileNotFoundError(f"no file at {path}; python lewm.py --train makes a checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if zipfile.is_zipfile(path) and (part := zipfile.ZipFile(path).testzip()):      # torch does not check the sums
@@ -706,8 +721,8 @@ def read_weights(path):
         reason = " ".join(str(error).split())
         code = re.search(r"unsupported (global|class|operand).{0,60}", reason, re.I)
         if code:
-            raise ValueError(f"{path} holds pickled objects, whose loading would run code: refused ({code[0]}); where it was made, "
-                             "save tensors alone: torch.save(model.state_dict(), 'weights.pt')") from error
+            raise ValueError(f"{path} is no file of torch.save, or holds pickled objects, whose loading would run code: refused "
+                             f"({code[0]}); where it was made, save tensors alone: torch.save(model.state_dict(), 'weights.pt')") from error
         raise ValueError(f"{path} is damaged, cut short or not a file of torch.save ({reason[:120]})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors")
@@ -721,6 +736,8 @@ def load_checkpoint(path, device="cpu", expect={}):
     file that is damaged, foreign or of another Config.
     """
     state = read_weights(path)
+    if "format" not in state:
+        raise ValueError(f"{path} is no checkpoint of this program; the authors' weights are read by load_official, or --eval")
     try:
         if state["format"] != "lewm" or state["version"] != 2:
             raise ValueError("another format or version")
@@ -732,7 +749,8 @@ def load_checkpoint(path, device="cpu", expect={}):
         raise ValueError(f"{path} is damaged or no checkpoint of this program ({reason})") from error
     for name, value in expect.items():
         if value != getattr(cfg, name) and name not in MAY_CHANGE_LATER:
-            raise ValueError(f"{name} is {value}, {path} has {getattr(cfg, name)}: leave it out, or train with another --out")
+            raise ValueError(f"{name} is {value} in the command or its preset, {path} has {getattr(cfg, name)}: leave it out, "
+                             "or train with another --out")
     return model.to(device).eval(), cfg, state
 
 
@@ -835,8 +853,11 @@ def save_official(model, path, transformers=4):
 def cem(model, z, z_goal, generators=None, horizon=5, candidates=300, iterations=30, elites=30, min_std=0.01):
     """z (B,D) or (B,1,D) now, z_goal (B,D) -> plans (B,H,A): z-scored action blocks within the data's range. Section 4.
 
-    generators: a CPU torch.Generator per episode (seeds 0, 1, ... when not given). A cost of NaN raises FloatingPointError.
+    The defaults are the paper's, not those of model.cfg. generators: a CPU torch.Generator per episode (seeds 0, 1, ... when
+    not given). min_std: floor of the Gaussian's std. A cost of NaN raises FloatingPointError.
     """
+    if not 2 <= elites <= candidates:
+        raise ValueError(f"elites {elites} must be from 2 to candidates {candidates}")
     B, A, device = len(z), model.cfg.action_block, z.device
     generators = generators or [torch.Generator().manual_seed(b) for b in range(B)]
     z, z_goal = z.reshape(B, 1, -1), z_goal.reshape(B, 1, -1)
@@ -950,7 +971,7 @@ def untrained(model):
 
 
 @torch.no_grad()
-def probe(model, world=None, episodes=40, ridge=1e-3):
+def probe(model, world=None, episodes=40):
     """What can be read off an embedding with a linear map? Pearson r on held-out episodes for agent, block and angle."""
     world, device = world or push_t(), model.action_stats.device
     z, y = [], []
@@ -959,7 +980,7 @@ def probe(model, world=None, episodes=40, ridge=1e-3):
         pixels = (world.render(some.to(device), model.cfg.image_size) for some in states.split(256))
         z.append(torch.cat([model.encode(some[None])[0] for some in pixels]).cpu().double())
         y.append(probe_targets(states).double())
-    guess = fit_ridge(z[0], y[0], ridge)(z[1])
+    guess = fit_ridge(z[0], y[0])(z[1])
     r = [np.corrcoef(a, b)[0, 1] for a, b in zip(guess.T.numpy(), y[1].T.numpy())]
     return {"agent": float(np.mean(r[:2])), "block": float(np.mean(r[2:4])), "angle": float(np.mean(r[4:]))}
 
@@ -989,7 +1010,9 @@ def parse_arguments(argv):
         parser.print_help()
         sys.exit()
     given = vars(parser.parse_args(argv))
-    return given if given["train"] != bool(given["eval"]) else parser.error("say either --train or --eval CKPT")
+    if given["train"] == bool(given["eval"]) or (given["eval"] and given["resume"]):
+        parser.error("say --train, --train --resume or --eval CKPT")
+    return given
 
 
 def main(argv):
@@ -1004,10 +1027,18 @@ def main(argv):
         stats = action_statistics(world.load(given["data"])["action"]).tolist() if given["data"] else EXPERT_ACTION_STATS
         model = load_official(checkpoint, cfg, stats, device)
     elif given["eval"] or (given["resume"] and checkpoint.exists()):
-        model, cfg, _ = load_checkpoint(checkpoint, device, expect=changes)
+        if given["eval"] and given["data"]:
+            raise ValueError("--data goes with --train, or with the authors' weights: a checkpoint has its own action statistics")
+        expect = dataclasses.asdict(Config.preset(preset, **changes)) if given["preset"] else changes
+        model, cfg, _ = load_checkpoint(checkpoint, device, expect)
         cfg = dataclasses.replace(cfg, **changes)
     else:
+        if given["resume"]:
+            print(f"no checkpoint at {checkpoint}: a new run", file=sys.stderr)
         cfg = Config.preset(preset, **changes)
+    if cfg.action_dim != 2:
+        raise ValueError(f"action_dim is {cfg.action_dim}, actions of Push-T have 2 numbers; for another world call train() from Python")
+    world.held_out_pairs(1, given["split"], given["pairs_seed"], cfg.goal_distance)     # refuses what is impossible before training
     if given["train"]:
         data = world.load(given["data"]) if given["data"] else world.collect(cfg.train_episodes, cfg.seed)
         print(f"{len(data['ep_len']):,} episodes, {len(data['action']):,} steps ({time.time() - began:.0f} s)", flush=True)

@@ -1,6 +1,6 @@
 """What the latent space of a LeWorldModel knows, and what surprises it: section 5 of the paper (arXiv 2603.19312) on any checkpoint.
 
-    python probe.py assets/nano.pt                              # all parts, 1 to 2 minutes on 2 cores; pictures in runs/probe
+    python probe.py assets/nano.pt                              # all parts but transfer, 1 to 3 minutes; pictures in runs/probe
     python probe.py runs/nano/checkpoint.pt --only surprise,geometry
     python probe.py assets/nano.pt --only transfer              # planning on pairs of other policies and further goals: slower
     python probe.py --ceiling simulator                         # how far the planner gets with a perfect model
@@ -144,6 +144,19 @@ def score(guess, truth):
     return result
 
 
+def with_interval(guess, truth, draws=1000, seed=0):
+    """`score` of (E,T,6) each, and per group "r_interval", 95 %: whole trajectories are resampled, as their frames are alike."""
+    rng, result = np.random.default_rng(seed), score(guess.flatten(0, 1), truth.flatten(0, 1))
+    rs = []
+    for _ in range(draws):
+        pick = rng.integers(len(guess), size=len(guess))
+        a, b = (x[pick].flatten(0, 1) - x[pick].mean((0, 1)) for x in (guess, truth))
+        rs.append((a * b).sum(0) / ((a * a).sum(0) * (b * b).sum(0)).sqrt().clamp(min=1e-12))
+    for name, columns in GROUPS.items():
+        result[name]["r_interval"] = np.percentile(torch.stack(rs)[:, columns].mean(1).numpy(), (2.5, 97.5)).tolist()
+    return result
+
+
 def probes(world):
     """Tables of all codes; and the MLP probe of the embeddings, which `imagination` uses again."""
     model, z, truth = world["model"], world["z"], targets(world["states"])
@@ -158,11 +171,13 @@ def probes(world):
     for code, x in codes.items():
         for kind, fit in (("linear", fit_linear), ("mlp", lambda a, b: fit_mlp(a, b, world["steps"]))):
             read = fits[code, kind] = fit(x[:half].flatten(0, 1), truth[:half].flatten(0, 1))
-            result[f"{code}, {kind}"] = score(read(x[half:].flatten(0, 1)), truth[half:].flatten(0, 1))
+            result[f"{code}, {kind}"] = with_interval(read(x[half:]), truth[half:])
+    imagined = imagine(model, z[half:, :CONTEXT], world["blocks"][half:])
     for ahead in (1, 5):
-        imagined = imagine(model, z[half:, :CONTEXT], world["blocks"][half:])[:, CONTEXT - 1 + ahead]
-        for kind in ("linear", "mlp"):
-            result[f"predicted {ahead} ahead, {kind}"] = score(fits["LeWM", kind](imagined), truth[half:, CONTEXT - 1 + ahead])
+        frame = slice(CONTEXT - 1 + ahead, CONTEXT + ahead)
+        for name, code in ((f"predicted {ahead} ahead", imagined), (f"the same frame, {ahead} ahead, encoded", z[half:])):
+            for kind in ("linear", "mlp"):
+                result[f"{name}, {kind}"] = with_interval(fits["LeWM", kind](code[:, frame]), truth[half:, frame])
     labels = ("agent x (px)", "agent y (px)", "block x (px)", "block y (px)", "sine of angle", "cosine of angle")
     guesses = {kind: fits["LeWM", kind](z[half:].flatten(0, 1)) for kind in ("linear", "mlp")}
     for i, axis in enumerate(figure.subplots(2, 3).T.flat):
@@ -192,14 +207,9 @@ def surprise(model, z, actions):
 def teleported(states, actions, distance, seed):
     """From frame MOMENT on, agent and block are `distance` px away (anywhere on the board for None); the same actions follow."""
     rng, result = np.random.default_rng(seed), states.copy()
-    for e in range(len(states)):
-        here = states[e, MOMENT].astype(np.float64)
-        if distance is None:
-            here = pusht.random_state(rng)
-        else:
-            for columns in (slice(0, 2), slice(2, 4)):
-                angle = rng.uniform(0, 2 * np.pi)
-                here[columns] = (here[columns] + distance * np.array([np.cos(angle), np.sin(angle)])).clip(60, pusht.BOARD - 60)
+    moved = states[:, MOMENT] if distance is None else displaced(displaced(states[:, MOMENT], "block px", distance, seed), "agent px", distance, seed + 1)
+    for e, here in enumerate(moved):
+        here = pusht.random_state(rng) if distance is None else here
         env = pusht.PushT()
         env.reset(options={"state": here, "goal": here})
         result[e, MOMENT] = here
@@ -242,8 +252,9 @@ def surprises(world):
     some = slice(0, min(60, len(states)))
 
     def over_clean(film):
-        """Mean surprise at the moment, as a multiple of the clean films'."""
-        return (surprise(model, encode(model, film), actions[some])[:, at] / curves["clean"][some, at].mean()).mean().item()
+        """`paired` of surprise at the moment, and its mean as a multiple of the clean films'."""
+        at_moment, usual = surprise(model, encode(model, film), actions[some])[:, at].numpy(), curves["clean"][some, at]
+        return {"ratio": at_moment.mean() / usual.mean(), **paired(at_moment, usual)}
 
     by_distance = {distance: over_clean(draw(teleported(states[some], raw[some], distance, seed), size))
                    for distance in (5, 10, 20, 40, 80, 160)}
@@ -265,10 +276,10 @@ def surprises(world):
         left.plot(range(1, curve.shape[1] + 1), mean, label=name, **style)
         left.fill_between(range(1, curve.shape[1] + 1), mean - band, mean + band, color=style["color"], alpha=0.2, lw=0)
     left.axvline(MOMENT, color="tab:gray", lw=1)
-    left.set(title=f"surprise, mean and 95 % band, n = {len(states)}", xlabel="frame (0.5 s apart)", ylabel="squared latent distance")
+    left.set(title=f"surprise, mean and 95 % band, n = {len(states)}", xlabel=f"frame ({model.cfg.frame_skip / 10:g} s apart)", ylabel="squared latent distance")
     left.legend(fontsize=8)
     for axis, values, label in ((middle, by_distance, "teleport (px)"), (right, by_colour, "colour change (RGB distance)")):
-        axis.plot(list(values), list(values.values()), "k.-")
+        axis.plot(list(values), [row["ratio"] for row in values.values()], "k.-")
         axis.axhline(1, color="tab:gray", ls=":")
         axis.set(title="surprise / clean", xlabel=label)
     return result, figure
@@ -303,13 +314,14 @@ def straightening(world):
 def geometry(world, side=14):
     """Principal components of a grid of states, the covariance's spectrum, and quantiles of random projections against N(0, 1)."""
     model, z = world["model"], world["z"].flatten(0, 1)
-    line = np.linspace(60, pusht.BOARD - 60, side)
-    places = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
     figure, result = Figure(figsize=(10, 6.5), layout="constrained"), {}
     axes = figure.subplots(2, 3)
-    for row, (what, columns, base) in enumerate((("agent", slice(0, 2), [0, 0, 256, 230, 0.8, 0, 0]), ("block", slice(2, 4), [60, 60, 0, 0, 0.8, 0, 0]))):
+    shift = pusht.centre(0, 0, math.cos(0.8), math.sin(0.8))                # from the block's position to its centre
+    for row, (what, base, reach) in enumerate((("agent", [0, 0, 256, 230, 0.8, 0, 0], 196), ("block", [60, 60, 0, 0, 0.8, 0, 0], 100))):
+        line = pusht.BOARD / 2 + np.linspace(-reach, reach, side)           # the block's centre seldom leaves the middle
+        places = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2)
         states = np.tile(np.array(base, np.float32), (len(places), 1))
-        states[:, columns] = places
+        states[:, 2 * row:2 * row + 2] = places - np.array(shift) * row
         grid = encode(model, draw(states[None], model.cfg.image_size))[0]
         grid = grid - grid.mean(0)
         _, s, v = torch.linalg.svd(grid, full_matrices=False)
@@ -383,7 +395,7 @@ def imagination(world):
     for axis, (key, unit) in zip(bottom.subplots(1, 4), (("latent", "squared error a dimension"), ("agent_error", "px"), ("block_error", "px"), ("angle_error", "degrees"))):
         for (name, row), style in zip(result.items(), STYLE):
             axis.plot(range(1, AHEAD + 1), row[key], label=name, **style)
-        axis.set(title=key.replace("_", " "), xlabel="blocks ahead (0.5 s)", ylabel=unit)
+        axis.set(title=key.replace("_", " "), xlabel=f"blocks ahead ({model.cfg.frame_skip / 10:g} s)", ylabel=unit)
     axis.legend(fontsize=7)
     return result, figure
 
@@ -400,7 +412,7 @@ def action_use(world):
     axis = figure.subplots()
     for (name, errors), style in zip(result.items(), STYLE):
         axis.plot(range(1, AHEAD + 1), errors, label=name, **style)
-    axis.set(title=f"does it use its actions? n = {len(z)}", xlabel="blocks ahead (0.5 s)", ylabel="squared latent error a dimension")
+    axis.set(title=f"does it use its actions? n = {len(z)}", xlabel=f"blocks ahead ({model.cfg.frame_skip / 10:g} s)", ylabel="squared latent error a dimension")
     axis.legend(fontsize=8)
     return result, figure
 
@@ -412,8 +424,18 @@ def action_use(world):
 DISPLACEMENTS = {"agent px": (5, 10, 20, 40, 80, 160), "block px": (5, 10, 20, 40, 80, 160), "block degrees": (5, 10, 20, 45, 90, 180)}
 
 
+def clear(states):
+    """Which of states (...,7) can happen: the agent does not lie on the block."""
+    gap = [pusht._distance_to_block(x, y, block_x, block_y, math.cos(angle), math.sin(angle))
+           for x, y, block_x, block_y, angle in states.reshape(-1, 7)[:, :5].tolist()]
+    return np.reshape(np.array(gap) > pusht.AGENT_RADIUS - 1, states.shape[:-1])
+
+
 def displaced(states, what, amount, seed=0):
-    """states (E,7) with the agent or the block moved in random directions that stay on the board, or the block turned about its centre of gravity."""
+    """states (E,7) with the agent or the block moved in random directions, or the block turned about its centre of gravity.
+
+    Of the directions one is taken that stays on the board and keeps the agent off the block, where there is one.
+    """
     rng, states = np.random.default_rng(seed), states.astype(np.float64)
     if what == "block degrees":
         x, y, angle = states[:, 2:5].T
@@ -423,21 +445,30 @@ def displaced(states, what, amount, seed=0):
         states[:, 4] = turned
     else:
         columns, angle = slice(0, 2) if what == "agent px" else slice(2, 4), rng.uniform(0, 2 * np.pi, (64, len(states)))
-        places = states[:, columns] + amount * np.stack([np.cos(angle), np.sin(angle)], -1)             # (64, E, 2), to choose from
-        outside = np.maximum(np.abs(places - pusht.BOARD / 2).max(-1), pusht.BOARD / 2 - 60)            # equal for all on the board
-        states[:, columns] = places[outside.argmin(0), np.arange(len(states))]                          # the first of the best
+        moved = np.repeat(states[None], 64, 0)                                                          # (64, E, 7), to choose from
+        moved[..., columns] += amount * np.stack([np.cos(angle), np.sin(angle)], -1)
+        outside = np.maximum(np.abs(moved[..., columns] - pusht.BOARD / 2).max(-1), pusht.BOARD / 2 - 60)           # equal for all on the board
+        states = moved[(outside + 0.1 * ~clear(moved)).argmin(0), np.arange(len(states))]               # the first of the best
     return states
 
 
 def landscape(world):
-    """Mean squared latent distance after a displacement, as a share of that between unrelated states."""
+    """Squared latent distance after a displacement, as a share of that between unrelated states: mean, its 95 % interval, n.
+
+    States in which the turned block would lie on the agent are left out.
+    """
     model, states, z = world["model"], world["states"][:, CONTEXT], world["z"][:, CONTEXT]
-    unrelated = 2 * z.var(0).sum().item()
+    unrelated = 2 * z.var(0).sum()
     figure, result = Figure(figsize=(9, 3), layout="constrained"), {}
     for axis, (what, amounts) in zip(figure.subplots(1, 3, sharey=True), DISPLACEMENTS.items()):
-        moved = [encode(model, draw(displaced(states, what, amount, world["seed"])[None], model.cfg.image_size))[0] for amount in amounts]
-        result[what] = {amount: ((new - z).square().sum(-1).mean() / unrelated).item() for amount, new in zip(amounts, moved)}
-        axis.plot(amounts, list(result[what].values()), "k.-")
+        result[what] = {}
+        for amount in amounts:
+            moved = displaced(states, what, amount, world["seed"])
+            possible = clear(moved)
+            share = (encode(model, draw(moved[None, possible], model.cfg.image_size))[0] - z[possible]).square().sum(-1) / unrelated
+            half = 1.96 * share.std().item() / math.sqrt(len(share))
+            result[what][amount] = {"mean": share.mean().item(), "interval": [share.mean().item() - half, share.mean().item() + half], "n": len(share)}
+        axis.plot(amounts, [row["mean"] for row in result[what].values()], "k.-")
         axis.axhline(1, color="tab:gray", ls=":")
         axis.set(title="latent cost / unrelated states'", xlabel=f"displacement, {what}", ylim=(0, 1.2))
     return result, figure
@@ -451,11 +482,11 @@ def landscape(world):
 PAIRS = (("purposeful", 25), ("purposeful", 50), ("purposeful", 75), ("jitter", 25))      # data policy, env steps to the goal
 
 
-def plan_in(model, cfg, episodes, policy="purposeful", distance=25, render=pusht.render):
+def plan_in(model, cfg, episodes, policy="purposeful", distance=25, render=pusht.render, seed=0):
     """`lewm.evaluate` on development pairs of a data policy, with twice `distance` env steps allowed and any `render`."""
     world = SimpleNamespace(**{**vars(pusht), "render": render, "held_out_pairs": partial(pusht.held_out_pairs, policy=policy)})
     cfg = dataclasses.replace(cfg, goal_distance=distance, budget=2 * distance)
-    result = lewm.evaluate(model, cfg, "dev", episodes, world=world)
+    result = lewm.evaluate(model, cfg, "dev", episodes, seed, world)
     row = result["policies"]["LeWM + CEM"]
     print(f"pairs of {policy}, {distance} steps: {row['success']:.1%} ({row['interval'][0]:.1%} to {row['interval'][1]:.1%}), n = {episodes}, "
           f"random {result['policies']['random actions']['success']:.1%}, {result['seconds_per_plan']:.2f} s per plan", flush=True)
@@ -465,7 +496,7 @@ def plan_in(model, cfg, episodes, policy="purposeful", distance=25, render=pusht
 def transfer(world):
     """Planning towards further goals, with plans as long as before, and on pairs of another policy than the training data's."""
     model = world["model"]
-    result = {f"{policy}, {distance} steps": plan_in(model, model.cfg, world["pairs"], policy, distance) for policy, distance in PAIRS}
+    result = {f"{policy}, {distance} steps": plan_in(model, model.cfg, world["pairs"], policy, distance, seed=world["seed"]) for policy, distance in PAIRS}
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axis = figure.subplots()
     for place, (name, style) in enumerate((("LeWM + CEM", "ko"), ("random actions", "ks"))):
@@ -517,7 +548,7 @@ def ceiling(kind, policy, episodes, seed, steps, out, device):
     """-> {pairs: result of `lewm.evaluate`}: with the simulator as the model, on pairs of a data policy, or with a LeWM trained on its states."""
     if kind == "simulator":
         cfg = lewm.Config.preset("nano", seed=seed)
-        stats = lewm.action_statistics(pusht.collect(200, seed)["action"])
+        stats = lewm.action_statistics(pusht.collect(200, seed, policy=policy)["action"])
         return {f"{policy}, 25 steps": plan_in(Simulator(cfg, stats), cfg, episodes, policy, render=lambda states, size: states)}
     cfg = lewm.Config.preset("nano", seed=seed, steps=steps, image_size=8, patch_size=8, embed_dim=32, whiten=False)
     data = pusht.collect(2000, seed, policy=policy)
@@ -537,10 +568,10 @@ def summary(result):
     """The tables that are printed, as one string."""
     lines = []
     if "probes" in result:
-        lines.append(f"{'probe':28}" + "".join(f"{name + ' mse':>12}{'r':>7}{'error':>9}" for name in GROUPS))
+        lines.append(f"{'probe':36}" + "".join(f"{name + ' mse':>12}{'r':>7}{'error':>9}" for name in GROUPS))
         for code, row in result["probes"].items():
-            lines.append(f"{code:28}" + "".join(f"{row[name]['mse']:12.3f}{row[name]['r']:7.3f}{row[name]['error']:6.1f}{' °' if name == 'angle' else ' px'}" for name in GROUPS))
-        lines += [f"{'paper, ' + kind:28}" + "".join(f"{'':12}{r:7.3f}{'':9}" for r in row.values()) for kind, row in PAPER.items()]
+            lines.append(f"{code:36}" + "".join(f"{row[name]['mse']:12.3f}{row[name]['r']:7.3f}{row[name]['error']:6.1f}{' °' if name == 'angle' else ' px'}" for name in GROUPS))
+        lines += [f"{'paper, ' + kind:36}" + "".join(f"{'':12}{r:7.3f}{'':9}" for r in row.values()) for kind, row in PAPER.items()]
     for name in ("block turns red", "teleport") if "surprise" in result else ():
         row = result["surprise"][name]
         lines.append(f"surprise, {name}: {row['difference']:+.2f} over clean, effect size {row['effect_size']:.2f}, p = {row['p']:.4f}, n = {row['n']}"
@@ -550,42 +581,53 @@ def summary(result):
     if "geometry" in result:
         lines.append("effective rank {effective_rank:.1f} of {dimensions}, std {smallest_std:.2f} to {largest_std:.2f}".format(**result["geometry"]))
     for what, shares in result.get("landscape", {}).items():
-        lines.append(f"latent cost by {what}: " + ", ".join(f"{amount}: {share:.2f}" for amount, share in shares.items()))
+        lines.append(f"latent cost by {what}: " + ", ".join(f"{amount}: {row['mean']:.2f}" for amount, row in shares.items()))
     for name, errors in result.get("actions", {}).items():
         lines.append(f"{name}: latent error {errors[0]:.3f} one block ahead, {errors[4]:.3f} five ahead")
     return "\n".join(lines)
 
 
-def main(argv):
+def parse_arguments(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("checkpoint", metavar="CKPT", nargs="?", help="of lewm.py; one comes with the project: assets/nano.pt")
     parser.add_argument("--only", help=f"parts to run, with commas between: {','.join(PARTS)}; default: all but transfer")
     parser.add_argument("--ceiling", choices=("simulator", "states"), help="instead: plan with a perfect model, or train one with perfect eyes")
     parser.add_argument("--policy", choices=pusht.POLICIES, help="whose data, for --ceiling states, or pairs, for --ceiling simulator; default: purposeful")
-    parser.add_argument("--pairs", type=int, default=50, help="development pairs to plan in, for transfer and --ceiling; default: 50")
+    parser.add_argument("--pairs", type=int, help="development pairs to plan in, for transfer and --ceiling; default: 50")
     parser.add_argument("--out", default="runs/probe", metavar="DIR", help="where pictures and probe.json go; default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="which held-out episodes; with --ceiling, of data and training; default: 0")
+    parser.add_argument("--seed", type=int, help="which held-out episodes; with --ceiling, of data and training; default: 0")
     parser.add_argument("--device", help="cpu, cuda, mps; default: the best there is")
-    parser.add_argument("--steps", type=int, default=1500, help="optimizer steps of each MLP probe, of the decoder and of --ceiling states; default: 1500")
-    parser.add_argument("--episodes", type=int, default=240, help="held-out trajectories; half of them fit the probes; default: 240")
+    parser.add_argument("--steps", type=int, help="optimizer steps of each MLP probe, of the decoder and of --ceiling states; default: 1500")
+    parser.add_argument("--episodes", type=int, help="held-out trajectories; half of them fit the probes; default: 240")
     args = parser.parse_args(argv)
     wanted = args.only.split(",") if args.only else list(PARTS)[:-1]
     if set(wanted) - set(PARTS):
         raise ValueError(f"--only {args.only}: the parts are {','.join(PARTS)}")
-    if args.episodes < 8 or args.seed < 0 or args.steps < 1 or args.pairs < 1:
-        raise ValueError(f"--episodes {args.episodes} must be at least 8, --seed {args.seed} at least 0, --steps {args.steps} and --pairs {args.pairs} at least 1")
     if bool(args.checkpoint) == bool(args.ceiling):
         raise ValueError("say which checkpoint, as in: python probe.py assets/nano.pt, or --ceiling simulator, or --ceiling states")
-    if (args.checkpoint and args.policy) or (args.ceiling and args.only):
-        raise ValueError("--policy goes with --ceiling, and --only with a checkpoint")
+    for flag, fits, least, default in (
+            ("policy", args.ceiling, None, "purposeful"), ("only", args.checkpoint, None, None), ("episodes", args.checkpoint, 8, 240),
+            ("pairs", args.ceiling or "transfer" in wanted, 1, 50), ("steps", args.ceiling != "simulator", 1, 1500), ("seed", True, 0, 0)):
+        value = getattr(args, flag)
+        if value is not None and not fits:
+            raise ValueError(f"--{flag} {value} has no effect here: leave it out; python probe.py --help says what it goes with")
+        if value is not None and least is not None and value < least:
+            raise ValueError(f"--{flag} is {value}, it must be at least {least}")
+        setattr(args, flag, default if value is None else value)
+    return args, wanted
+
+
+def main(argv):
+    args, wanted = parse_arguments(argv)
     began, device, out = time.time(), lewm.pick_device(args.device), Path(args.out)
     if args.ceiling:
-        policy = args.policy or "purposeful"
-        result = {"command": "python probe.py " + " ".join(argv), "seed": args.seed, **ceiling(args.ceiling, policy, args.pairs, args.seed, args.steps, out, device),
-                  "minutes": (time.time() - began) / 60}
-        lewm.write_json(out / f"ceiling_{args.ceiling}_{policy}.json", result)
+        result = {"command": "python probe.py " + " ".join(argv), "seed": args.seed,
+                  **ceiling(args.ceiling, args.policy, args.pairs, args.seed, args.steps, out, device), "minutes": (time.time() - began) / 60}
+        lewm.write_json(out / f"ceiling_{args.ceiling}_{args.policy}.json", result)
         return
     model, cfg, _ = lewm.load_checkpoint(args.checkpoint, device)
+    if cfg.action_dim != 2:
+        raise ValueError(f"{args.checkpoint} was trained with action_dim {cfg.action_dim}: these are probes of Push-T, which has 2")
     states, actions = trajectories(args.episodes, cfg, args.seed)
     pixels = draw(states, cfg.image_size)
     world = {"model": model, "states": states, "actions": actions, "blocks": blocks(model, actions), "pixels": pixels,
@@ -603,5 +645,7 @@ def main(argv):
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"probe.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

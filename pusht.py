@@ -455,7 +455,7 @@ def _episode(seed, index, policy="purposeful"):
 #   and where there are pictures, pixels (F, S, S, 3) uint8. States alone are enough: `render` draws them when needed.
 
 COLUMNS = ("state", "action", "ep_len", "ep_offset", "pixels")
-SPLIT_SEEDS = {"train": 0, "dev": 1_000_000, "test": 2_000_000}    # episodes of a split come from seeds in [this, this + 1e6)
+SPLIT_SEEDS = {"dev": 1_000_000, "test": 2_000_000}     # episodes of a split come from seeds in [this, this + 1e6); training has those below
 
 
 def _in_parallel(function, count, workers, what):
@@ -673,7 +673,7 @@ def draw_outcomes(path, histories, goals, won, size=160):
     save_gif(path, [np.concatenate(rows) for rows in frames])
 
 
-def main():
+def parse_arguments(argv):
     parser = argparse.ArgumentParser(description="Push-T: record scripted episodes, or look at one.", allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--episodes", type=int, metavar="N", help="record N episodes")
@@ -684,31 +684,35 @@ def main():
     parser.add_argument("--workers", type=int, help="processes (one per core when not given); does not change the data")
     parser.add_argument("--size", type=int, default=224, help="side of the picture for --show, px")
     parser.add_argument("--show", metavar="PATH.gif", help="draw the first episode of --seed")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if (args.episodes or args.source) and not args.out:
+        parser.error("--episodes and --import need --out PATH")
+    if not (args.show or args.episodes or args.source):
+        parser.print_help()
+        sys.exit()
+    return args
+
+
+def main(argv):
+    args = parse_arguments(argv)
     if args.show:
         states, _ = _episode(args.seed, 0, args.policy)
         save_gif(args.show, render(states, args.size).permute(0, 2, 3, 1).numpy())
         print(f"{args.show}: {len(states)} steps of 0.1 s")
     if args.episodes:
-        if not args.out:
-            parser.error("--episodes needs --out PATH")
         began = time.time()
         data = collect(args.episodes, args.seed, args.workers, args.policy)
         save(args.out, data)
         print(f"{args.out}: {args.episodes} episodes, {len(data['action']):,} steps, {time.time() - began:.0f} s; "
               f"action std {data['action'].std(0).round(3)}, block position std {data['state'][:, 2:4].std(0).round(1)} px")
     if args.source:
-        if not args.out:
-            parser.error("--import needs --out FOLDER")
         began = time.time()
         episodes, rows = import_hdf5(args.source, args.out)
         print(f"{args.out}: {episodes:,} episodes, {rows:,} rows, {time.time() - began:.0f} s")
-    if not args.show and not args.episodes and not args.source:
-        parser.print_help()
 
 
 if __name__ == "__main__":
     try:
-        main()
+        main(sys.argv[1:])
     except (ValueError, OSError) as error:
         sys.exit(f"pusht.py: {error}")
