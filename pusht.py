@@ -483,6 +483,16 @@ def collect(episodes, seed=0, workers=None, policy="purposeful"):
             "ep_len": lengths, "ep_offset": np.cumsum(lengths) - lengths}
 
 
+def describe(data, span=25):
+    """A line of statistics: spreads, and in how many windows of `span` env steps the block moves 10 px or turns 10 degrees."""
+    state, action = data["state"], data["action"]
+    first = np.concatenate([offset + np.arange(max(0, length - span)) for offset, length in zip(data["ep_offset"], data["ep_len"])])
+    _, moved, turned = distances(state[first], state[first + span])
+    return (f"std of actions {action.std(0).mean():.2f}, agent {state[:, :2].std(0).mean():.0f} px and {state[:, 5:7].std(0).mean():.0f} px/s, "
+            f"block {state[:, 2:4].std(0).mean():.0f} px; of the windows of {span} steps {np.mean(moved >= 10):.0%} move the block 10 px, "
+            f"{np.mean(turned >= 10):.0%} turn it 10 degrees")
+
+
 def _pair(seed, distance, policy, index):
     """(start, goal, the recorded actions between them) from one episode, or None where the start satisfies the goal."""
     states, actions = _episode(seed, index, policy)
@@ -703,8 +713,7 @@ def main(argv):
         began = time.time()
         data = collect(args.episodes, args.seed, args.workers, args.policy)
         save(args.out, data)
-        print(f"{args.out}: {args.episodes} episodes, {len(data['action']):,} steps, {time.time() - began:.0f} s; "
-              f"action std {data['action'].std(0).round(3)}, block position std {data['state'][:, 2:4].std(0).round(1)} px")
+        print(f"{args.out}: {args.episodes} episodes, {len(data['action']):,} steps, {time.time() - began:.0f} s\n{describe(data)}")
     if args.source:
         began = time.time()
         episodes, rows = import_hdf5(args.source, args.out)

@@ -205,6 +205,16 @@ def test_the_policies_to_compare_with_differ_as_their_names_say():
     assert not np.array_equal(pusht.held_out_pairs(3, "dev", policy="jitter")[0], pusht.held_out_pairs(3, "dev")[0])
 
 
+def test_statistics_of_a_data_set_have_known_values():
+    """Catches windows over the gap between episodes, and a turn that is counted as a move."""
+    state = np.zeros((60, 7))
+    state[:, 2] = np.arange(60)                                              # 1 px a step, and a jump back between the episodes
+    state[30:, 2], state[30:, 4] = 0, 0.1 * np.arange(30)
+    data = {"state": state, "action": np.tile([[0.0, 0], [1, 1]], (30, 1)), "ep_len": np.array([30, 30]), "ep_offset": np.array([0, 30])}
+    line = pusht.describe(data)
+    assert "actions 0.50" in line and "50% move" in line and "50% turn" in line, line
+
+
 def test_recorded_actions_lead_to_the_recorded_states(recorded):
     """Catches action[t] stored beside state[t + 1]."""
     env, first = pusht.PushT(), slice(0, recorded["ep_len"][0])
