@@ -175,7 +175,7 @@ def probes(world):
     imagined = imagine(model, z[half:, :CONTEXT], world["blocks"][half:])
     for ahead in (1, 5):
         frame = slice(CONTEXT - 1 + ahead, CONTEXT + ahead)
-        for name, code in ((f"predicted {ahead} ahead", imagined), (f"the same frame, {ahead} ahead, encoded", z[half:])):
+        for name, code in ((f"predicted {ahead} ahead", imagined), (f"encoded {ahead} ahead", z[half:])):
             for kind in ("linear", "mlp"):
                 result[f"{name}, {kind}"] = with_interval(fits["LeWM", kind](code[:, frame]), truth[half:, frame])
     labels = ("agent x (px)", "agent y (px)", "block x (px)", "block y (px)", "sine of angle", "cosine of angle")
@@ -568,10 +568,10 @@ def summary(result):
     """The tables that are printed, as one string."""
     lines = []
     if "probes" in result:
-        lines.append(f"{'probe':36}" + "".join(f"{name + ' mse':>12}{'r':>7}{'error':>9}" for name in GROUPS))
+        lines.append(f"{'probe':28}" + "".join(f"{name + ' mse':>12}{'r':>7}{'error':>9}" for name in GROUPS))
         for code, row in result["probes"].items():
-            lines.append(f"{code:36}" + "".join(f"{row[name]['mse']:12.3f}{row[name]['r']:7.3f}{row[name]['error']:6.1f}{' °' if name == 'angle' else ' px'}" for name in GROUPS))
-        lines += [f"{'paper, ' + kind:36}" + "".join(f"{'':12}{r:7.3f}{'':9}" for r in row.values()) for kind, row in PAPER.items()]
+            lines.append(f"{code:28}" + "".join(f"{row[name]['mse']:12.3f}{row[name]['r']:7.3f}{row[name]['error']:6.1f}{' °' if name == 'angle' else ' px'}" for name in GROUPS))
+        lines += [f"{'paper, ' + kind:28}" + "".join(f"{'':12}{r:7.3f}{'':9}" for r in row.values()) for kind, row in PAPER.items()]
     for name in ("block turns red", "teleport") if "surprise" in result else ():
         row = result["surprise"][name]
         lines.append(f"surprise, {name}: {row['difference']:+.2f} over clean, effect size {row['effect_size']:.2f}, p = {row['p']:.4f}, n = {row['n']}"
