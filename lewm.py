@@ -18,7 +18,7 @@ Letters:
     F rows of a data set        a numbers in one action      L tokens                     n any number of things
 B is whatever is batched: frames in `ViT`, episodes in `cem`.
 `z` is an embedding, `z_hat` a predicted one. An action block is `frame_skip` consecutive actions, z-scored, end to end.
-"DIFFERS:" marks places where the paper and the authors' code do not agree, or this file leaves them; all are in README, "What differs".
+"DIFFERS:" marks places where the paper and the authors' code do not agree, or this file leaves them; README lists them all.
 """
 
 import argparse
@@ -272,7 +272,8 @@ class SIGReg(nn.Module):
     """z (B,T,D) -> scalar: B * integral w(t) |phi_B(t) - exp(-t^2/2)|^2 dt, averaged over M directions and T time steps.
 
     phi_B is the empirical characteristic function of the B projections at one time step; here t is its frequency, not a time.
-    Time steps are never pooled: frames of one window are not independent samples. With several processes, average cos and sin over all of them first.
+    Time steps are never pooled: frames of one window are not independent samples. With several processes, average cos and
+    sin over all of them first.
     """
     def __init__(self, directions=1024, knots=17):
         super().__init__()
@@ -311,7 +312,7 @@ def imagenet_map():
 
 
 def projector(width, hidden, out):
-    """BatchNorm on purpose: the networks end in a LayerNorm, which fixes each vector's length; statistics over the batch undo that."""
+    """BatchNorm on purpose: the networks end in a LayerNorm, which fixes each vector's length; batch statistics undo that."""
     return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
@@ -339,7 +340,8 @@ class LeWM(nn.Module):
         """pixels (B,T,3,S,S) -> z (B,T,D). uint8 is scaled and normalised here; float is taken as already normalised."""
         B, T = pixels.shape[:2]
         if pixels.shape[2:] != self.picture_mean.shape:
-            raise ValueError(f"pictures are {tuple(pixels.shape[2:])}, this encoder takes {tuple(self.picture_mean.shape)}: see fit_pictures")
+            raise ValueError(f"pictures are {tuple(pixels.shape[2:])}, this encoder takes {tuple(self.picture_mean.shape)}: "
+                             "fit_pictures resizes them")
         if pixels.dtype == torch.uint8:
             pixels = torch.einsum("cd,btdhw->btchw", self.colour_map, pixels / 255 - self.picture_mean)
         return self.projector(self.encoder(pixels.flatten(0, 1))).view(B, T, -1)        # one batch norm over B * T frames
@@ -660,7 +662,8 @@ def train(cfg, data, out=None, resume=False, device=None, render=None):
                 save_checkpoint(path, model, optimizer=optimizer.state_dict(), step=step, seconds=seconds, rows=rows)
                 last_save = time.time()
     if interrupted:
-        print(f"stopped after step {step}" + ("; go on with the same command and --resume, from Python with resume=True" if path else ""), file=sys.stderr)
+        advice = "; go on with the same command and --resume, from Python with resume=True" if path else ""
+        print(f"stopped after step {step}{advice}", file=sys.stderr)
         raise KeyboardInterrupt
     if out:
         draw_curves(Path(out) / "curves.png", rows, cfg)
@@ -847,7 +850,8 @@ def save_official(model, path, transformers=4):
 # ======== 9 Planning with CEM =========================================================================================
 # The cross-entropy method: draw plans from a Gaussian, imagine where each ends, keep the best few, refit the Gaussian to
 # them, again:   plan_n ~ N(mean, std^2),   cost_n = ||z_hat_H(plan_n) - z_goal||^2,   mean, std <- those of the K cheapest.
-# Start and goal are encoded once; only actions change. Each episode draws from its own generator, so its plan is the same in any company.
+# Start and goal are encoded once; only actions change. Each episode draws from its own generator, so its plan is the same in
+# any company.
 
 @torch.no_grad()
 def cem(model, z, z_goal, generators=None, horizon=5, candidates=300, iterations=30, elites=30, min_std=0.01):
@@ -1005,7 +1009,8 @@ def parse_arguments(argv):
     for field in dataclasses.fields(Config):
         kind = {"type": field.type, "metavar": field.type.__name__}
         kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else kind
-        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=f"{comments[field.name]} (preset paper: {field.default})", **kind)
+        group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, **kind,
+                           help=f"{comments[field.name]} (preset paper: {field.default})")
     if not argv:
         parser.print_help()
         sys.exit()
@@ -1037,7 +1042,8 @@ def main(argv):
             print(f"no checkpoint at {checkpoint}: a new run", file=sys.stderr)
         cfg = Config.preset(preset, **changes)
     if cfg.action_dim != 2:
-        raise ValueError(f"action_dim is {cfg.action_dim}, actions of Push-T have 2 numbers; for another world call train() from Python")
+        raise ValueError(f"action_dim is {cfg.action_dim}, actions of Push-T have 2 numbers; for another world call train() "
+                         "from Python")
     world.held_out_pairs(1, given["split"], given["pairs_seed"], cfg.goal_distance)     # refuses what is impossible before training
     if given["train"]:
         data = world.load(given["data"]) if given["data"] else world.collect(cfg.train_episodes, cfg.seed)
