@@ -911,7 +911,7 @@ def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, 
     world, episodes, device = world or push_t(), episodes or cfg.episodes, model.action_stats.device
     starts, goals, recorded = world.held_out_pairs(episodes, split, pairs_seed, cfg.goal_distance)
     mean, std, low, high = model.action_stats.cpu().numpy()
-    plan_seconds, plan_count = 0.0, 0
+    plan_seconds, plan_count, blocks_played = 0.0, 0, 0
     @torch.no_grad()
     def encode(states):                                         # one picture at a time, for the reason given in `cem`
         pixels = world.render(torch.as_tensor(states, dtype=torch.float32, device=device), cfg.image_size)
@@ -924,10 +924,11 @@ def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, 
     z_goal = encode(goals)
 
     def plan(which, states):
-        nonlocal plan_seconds, plan_count
-        began = time.time()
+        nonlocal plan_seconds, plan_count, blocks_played
+        began, left = time.time(), cfg.horizon - blocks_played % cfg.horizon            # DIFFERS: a plan that is made anew
+        blocks_played += min(cfg.replan, left)                                          # before its end keeps its deadline
         blocks = cem(model, encode(states), z_goal[which], [generators[e] for e in which],
-                     cfg.horizon, cfg.candidates, cfg.iterations, cfg.elites)[:, :cfg.replan].cpu().numpy()
+                     left, cfg.candidates, cfg.iterations, cfg.elites)[:, :cfg.replan].cpu().numpy()
         plan_seconds, plan_count = plan_seconds + time.time() - began, plan_count + len(which)
         return blocks.reshape(len(which), -1, cfg.action_dim) * std + mean
 

@@ -924,6 +924,14 @@ def test_evaluation_gives_the_same_pairs_the_same_outcome_in_any_company(tmp_pat
     assert (tmp_path / "4.gif").stat().st_size > 1000
 
 
+def test_a_plan_made_anew_keeps_its_deadline(monkeypatch):
+    """Catches a goal that stays as many blocks away however often one plans again: the planner would put it off for ever."""
+    cfg, asked, plan = tiny(candidates=4, iterations=1, elites=2, horizon=5, replan=2, budget=50), [], lewm.cem
+    monkeypatch.setattr(lewm, "cem", lambda model, z, z_goal, generators, horizon, *rest: (asked.append(horizon), plan(model, z, z_goal, generators, horizon, *rest))[1])
+    lewm.evaluate(awake(lewm.LeWM(cfg)), cfg, "dev", 2)
+    assert asked == [5, 3, 1, 5, 3, 1], "50 env steps are 10 blocks: plans of 5, made anew after 2"
+
+
 def test_evaluation_plays_plans_in_the_worlds_units_towards_each_episodes_own_goal(monkeypatch):
     """Catches plans that are played z-scored, goals of another episode or of the start, and a baseline that is not played."""
     stats = np.array([[0.5, -0.2], [0.1, 0.3], [0.3, -0.8], [0.7, 0.4]])       # bounds: 2 std from the mean
