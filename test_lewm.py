@@ -1,6 +1,6 @@
 """Tests by invariant: each says in its name what must hold and in its docstring which mistake it catches.
 
-    pytest -q                                   # all of it, two to four minutes on two cores
+    pytest -q                                   # all of it, two minutes on two cores
     LEWM=student pytest -q -k "not cli"         # the same tests on a file student.py
 
 Numbers without a source beside them follow from the formula in the test.
