@@ -188,7 +188,6 @@ class ViT(nn.Module):
     """Frames to vectors. x float (B,3,S,S), normalised -> (B,W). Section 3 of the paper; sizes from its appendix."""
     def __init__(self, image_size=224, patch_size=14, width=192, depth=12, heads=3, position_std=0.02):
         super().__init__()
-        self.patch_size = patch_size
         self.patches = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
         self.cls = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.position = nn.Parameter(position_std * torch.randn(1, 1 + (image_size // patch_size) ** 2, width))
@@ -196,7 +195,7 @@ class ViT(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, x):
-        size, weight = self.patch_size, self.patches.weight                             # a convolution without overlap is a
+        size, weight = self.patches.kernel_size[0], self.patches.weight                 # a convolution without overlap is a
         x = x.unfold(2, size, size).unfold(3, size, size).permute(0, 2, 3, 1, 4, 5)     # matrix product, which trains faster on
         x = F.linear(x.flatten(3).flatten(1, 2), weight.flatten(1), self.patches.bias)  # a CPU: (B, P, 3 * patch^2) -> (B, P, W)
         x = torch.cat([self.cls.expand(len(x), -1, -1), x], dim=1) + self.position      # (B, 1 + P, W)
@@ -925,8 +924,9 @@ def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, 
 
     def plan(which, states):
         nonlocal plan_seconds, plan_count, blocks_played
-        began, left = time.time(), cfg.horizon - blocks_played % cfg.horizon            # DIFFERS: a plan that is made anew
-        blocks_played += min(cfg.replan, left)                                          # before its end keeps its deadline
+        began = time.time()
+        left = cfg.horizon - blocks_played % cfg.horizon        # DIFFERS: a plan made anew before its end keeps its deadline
+        blocks_played += min(cfg.replan, left)
         blocks = cem(model, encode(states), z_goal[which], [generators[e] for e in which],
                      left, cfg.candidates, cfg.iterations, cfg.elites)[:, :cfg.replan].cpu().numpy()
         plan_seconds, plan_count = plan_seconds + time.time() - began, plan_count + len(which)
@@ -1045,7 +1045,7 @@ def main(argv):
     if cfg.action_dim != 2:
         raise ValueError(f"action_dim is {cfg.action_dim}, actions of Push-T have 2 numbers; for another world call train() "
                          "from Python")
-    world.held_out_pairs(1, given["split"], given["pairs_seed"], cfg.goal_distance)     # refuses what is impossible before training
+    world.check_pairs(cfg.episodes, given["split"], given["pairs_seed"], cfg.goal_distance)             # now, not after training
     if given["train"]:
         data = world.load(given["data"]) if given["data"] else world.collect(cfg.train_episodes, cfg.seed)
         print(f"{len(data['ep_len']):,} episodes, {len(data['action']):,} steps ({time.time() - began:.0f} s)", flush=True)

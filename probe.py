@@ -127,33 +127,35 @@ def fit_mlp(x, y, steps=1500, width=256, seed=0):
     return lambda new: net((new - centre) / scale) * spread + mean
 
 
+def pearson(a, b):
+    """(n,k) each -> Pearson r of each column, float64 (k,); 0 for a column that is constant."""
+    a, b = (x.double() - x.double().mean(0) for x in (a, b))
+    return (a * b).sum(0) / ((a * a).sum(0) * (b * b).sum(0)).sqrt().clamp(min=1e-12)
+
+
 def score(guess, truth):
     """(n,6) each -> {group: {"mse" of standardised targets, "mse_spread" over targets, "r", "error" in px or degrees}}."""
     result = {}
-    mse = ((guess - truth) / truth.std(0)).square().mean(0)
+    mse, r = ((guess - truth) / truth.std(0)).square().mean(0), pearson(guess, truth)
     for name, columns in GROUPS.items():
         a, b = guess[:, columns], truth[:, columns]
-        r = [np.nan_to_num(np.corrcoef(a[:, i], b[:, i])[0, 1]) for i in range(2)]
         if name == "angle":
             turn = torch.atan2(a[:, 0], a[:, 1]) - torch.atan2(b[:, 0], b[:, 1])
             error = torch.rad2deg(torch.atan2(turn.sin(), turn.cos()).abs()).median()
         else:
             error = (a - b).norm(dim=1).median()
         result[name] = {"mse": mse[columns].mean().item(), "mse_spread": mse[columns].std(correction=0).item(),
-                        "r": float(np.mean(r)), "error": error.item()}
+                        "r": r[columns].mean().item(), "error": error.item()}
     return result
 
 
 def with_interval(guess, truth, draws=1000, seed=0):
     """`score` of (E,T,6) each, and per group "r_interval", 95 %: whole trajectories are resampled, as their frames are alike."""
     rng, result = np.random.default_rng(seed), score(guess.flatten(0, 1), truth.flatten(0, 1))
-    rs = []
-    for _ in range(draws):
-        pick = rng.integers(len(guess), size=len(guess))
-        a, b = (x[pick].flatten(0, 1) - x[pick].mean((0, 1)) for x in (guess, truth))
-        rs.append((a * b).sum(0) / ((a * a).sum(0) * (b * b).sum(0)).sqrt().clamp(min=1e-12))
+    picks = (rng.integers(len(guess), size=len(guess)) for _ in range(draws))
+    r = torch.stack([pearson(guess[pick].flatten(0, 1), truth[pick].flatten(0, 1)) for pick in picks])             # (draws, 6)
     for name, columns in GROUPS.items():
-        result[name]["r_interval"] = np.percentile(torch.stack(rs)[:, columns].mean(1).numpy(), (2.5, 97.5)).tolist()
+        result[name]["r_interval"] = np.percentile(r[:, columns].mean(1).numpy(), (2.5, 97.5)).tolist()
     return result
 
 
@@ -207,9 +209,11 @@ def surprise(model, z, actions):
 def teleported(states, actions, distance, seed):
     """From frame MOMENT on, agent and block are `distance` px away (anywhere on the board for None); the same actions follow."""
     rng, result = np.random.default_rng(seed), states.copy()
-    moved = states[:, MOMENT] if distance is None else displaced(displaced(states[:, MOMENT], "block px", distance, seed), "agent px", distance, seed + 1)
+    if distance is None:
+        moved = [pusht.random_state(rng) for _ in states]
+    else:
+        moved = displaced(displaced(states[:, MOMENT], "block px", distance, seed), "agent px", distance, seed + 1)
     for e, here in enumerate(moved):
-        here = pusht.random_state(rng) if distance is None else here
         env = pusht.PushT()
         env.reset(options={"state": here, "goal": here})
         result[e, MOMENT] = here
@@ -466,8 +470,8 @@ def landscape(world):
             moved = displaced(states, what, amount, world["seed"])
             possible = clear(moved)
             share = (encode(model, draw(moved[None, possible], model.cfg.image_size))[0] - z[possible]).square().sum(-1) / unrelated
-            half = 1.96 * share.std().item() / math.sqrt(len(share))
-            result[what][amount] = {"mean": share.mean().item(), "interval": [share.mean().item() - half, share.mean().item() + half], "n": len(share)}
+            mean, half = share.mean().item(), 1.96 * share.std().item() / math.sqrt(len(share))
+            result[what][amount] = {"mean": mean, "interval": [mean - half, mean + half], "n": len(share)}
         axis.plot(amounts, [row["mean"] for row in result[what].values()], "k.-")
         axis.axhline(1, color="tab:gray", ls=":")
         axis.set(title="latent cost / unrelated states'", xlabel=f"displacement, {what}", ylim=(0, 1.2))

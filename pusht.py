@@ -503,15 +503,20 @@ def _pair(seed, distance, policy, index):
     return None if success(start, goal) else (start, goal, actions[t:t + distance])
 
 
+def check_pairs(count, split, seed, distance, policy="purposeful"):
+    """Refuse what `held_out_pairs` cannot give."""
+    if split not in SPLIT_SEEDS or count < 1 or not 0 <= seed < 1_000_000 or not 1 <= distance <= 150 or policy not in POLICIES:
+        raise ValueError(f"held_out_pairs: need a split of {sorted(SPLIT_SEEDS)}, count >= 1, 0 <= seed < 1000000, 1 <= distance <= 150 "
+                         f"and a policy of {', '.join(POLICIES)}; got {split!r}, {count}, {seed}, {distance}, {policy!r}")
+
+
 def held_out_pairs(count, split="test", seed=0, distance=25, workers=None, policy="purposeful"):
     """Planning problems from episodes that no training sees: starts (N, 7), goals (N, 7), recorded actions (N, distance, 2).
 
     One pair an episode: a random state and the one `distance` env steps later. Starts that already satisfy their goal are
     left out. split "dev" is for choosing settings, "test" for the figure that is reported.
     """
-    if split not in SPLIT_SEEDS or count < 1 or not 0 <= seed < 1_000_000 or not 1 <= distance <= 150 or policy not in POLICIES:
-        raise ValueError(f"held_out_pairs: need a split of {sorted(SPLIT_SEEDS)}, count >= 1, 0 <= seed < 1000000, 1 <= distance <= 150 "
-                         f"and a policy of {', '.join(POLICIES)}; got {split!r}, {count}, {seed}, {distance}, {policy!r}")
+    check_pairs(count, split, seed, distance, policy)
     pairs, tried = [], count
     while len(pairs) < count:                                               # grows until enough pairs are unsolved
         tried = int(1.2 * tried) + 5
