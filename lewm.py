@@ -142,10 +142,10 @@ MAY_CHANGE_LATER = "compile horizon candidates iterations elites replan budget g
 SMALL = dict(image_size=64, patch_size=32, encoder_width=192, encoder_depth=3, encoder_heads=4, position_std=0.5, embed_dim=32,
              projector_hidden=256, predictor_width=96, predictor_depth=3, predictor_heads=4, predictor_head_dim=32,
              predictor_mlp=384, whiten=True, sigreg_weight=0.12, directions=256, batch_size=64, lr=1e-3,
-             candidates=150, iterations=12, elites=15)
+             candidates=150, iterations=12, elites=15, replan=1)
 PRESETS = {
     "paper": dict(),                                                    # the paper's sizes, 18.0 M parameters, for one GPU
-    "fast": dict(image_size=112, lr=2e-4, steps=30_000),                # the same networks, smaller pictures, for one GPU
+    "fast": dict(image_size=112, lr=2e-4, steps=30_000, replan=1),      # the same networks, smaller pictures, for one GPU
     "nano": dict(SMALL, steps=3000, train_episodes=4_000),              # small networks, for a laptop without a GPU
     "smoke": dict(SMALL, batch_size=32, steps=120, train_episodes=100, candidates=50, iterations=5, elites=10, episodes=20),
 }
