@@ -95,11 +95,11 @@ class Config:
     compile: bool = None            # torch.compile of the training step; on by default on CUDA only
     checkpoint_minutes: float = 3.0  # between checkpoints
     # planning
-    horizon: int = 5                # H, action blocks in a plan
+    horizon: int = 5                # H, action blocks in a plan; fewer as its deadline nears
     candidates: int = 300           # N, plans tried in an iteration
     iterations: int = 30            # of the cross-entropy method
     elites: int = 30                # K, best plans to which mean and deviation are refitted
-    replan: int = 5                 # blocks executed before planning again
+    replan: int = 5                 # blocks executed before planning again, up to the same deadline; 1 in the other presets
     budget: int = 50                # env steps allowed
     goal_distance: int = 25         # env steps from start to goal in the recorded episode
     episodes: int = 100             # held-out episodes to plan in, one start and goal each
@@ -910,7 +910,7 @@ def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, 
     world, episodes, device = world or push_t(), episodes or cfg.episodes, model.action_stats.device
     starts, goals, recorded = world.held_out_pairs(episodes, split, pairs_seed, cfg.goal_distance)
     mean, std, low, high = model.action_stats.cpu().numpy()
-    plan_seconds, plan_count, blocks_played = 0.0, 0, 0
+    plan_seconds, plan_count, blocks_played = 0.0, 0, 0         # all episodes play in step, so one count of blocks serves all
     @torch.no_grad()
     def encode(states):                                         # one picture at a time, for the reason given in `cem`
         pixels = world.render(torch.as_tensor(states, dtype=torch.float32, device=device), cfg.image_size)

@@ -498,7 +498,7 @@ def plan_in(model, cfg, episodes, policy="purposeful", distance=25, render=pusht
 
 
 def transfer(world):
-    """Planning towards further goals, with plans as long as before, and on pairs of another policy than the training data's."""
+    """Planning towards further goals, with deadlines as far as before, and on pairs of another policy than the training data's."""
     model = world["model"]
     result = {f"{policy}, {distance} steps": plan_in(model, model.cfg, world["pairs"], policy, distance, seed=world["seed"]) for policy, distance in PAIRS}
     figure = Figure(figsize=(7, 3.5), layout="constrained")

@@ -317,7 +317,7 @@ def render(states, size=224, block_colour=COLOURS["block"]):
 # The scripted policy. It chooses a point on the T's outline, goes there from outside, pushes through it for a while and
 # chooses again; now and then it wanders or rests. Commands are smooth, and noise is added: it is part of the recorded
 # action, so that the data resemble the random plans that the planner tries. Pushes keep the block mid-board, spread about
-# as far (std 54 px) as in the authors' demonstrations: where it was spread half as far again, short runs of LeWM satisfied
+# as far (std 53 px) as in the authors' demonstrations: where it was spread half as far again, short runs of LeWM satisfied
 # SIGReg with functions of its place alone and did not learn its angle. Three others stand beside it to compare with: jitter
 # around the block, correlated noise, and a mixture of all.
 
