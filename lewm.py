@@ -926,9 +926,9 @@ def evaluate(model, cfg, split="test", episodes=None, pairs_seed=0, world=None, 
         nonlocal plan_seconds, plan_count, blocks_played
         began = time.time()
         left = cfg.horizon - blocks_played % cfg.horizon        # DIFFERS: a plan made anew before its end keeps its deadline
-        blocks_played += min(cfg.replan, left)
         blocks = cem(model, encode(states), z_goal[which], [generators[e] for e in which],
                      left, cfg.candidates, cfg.iterations, cfg.elites)[:, :cfg.replan].cpu().numpy()
+        blocks_played += blocks.shape[1]
         plan_seconds, plan_count = plan_seconds + time.time() - began, plan_count + len(which)
         return blocks.reshape(len(which), -1, cfg.action_dim) * std + mean
 
