@@ -193,10 +193,10 @@ class ViT(nn.Module):
     def __init__(self, cfg):
         super().__init__()
         size, width, heads = cfg.patch_size, cfg.encoder_width, cfg.encoder_heads
-        patches = (cfg.image_size // size) ** 2
         self.patch_embed = nn.Conv2d(3, width, kernel_size=size, stride=size)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
-        self.pos_embedding = nn.Parameter(cfg.position_std * torch.randn(1, 1 + patches, width))
+        places = 1 + (cfg.image_size // size) ** 2          # CLS and the patches
+        self.pos_embedding = nn.Parameter(cfg.position_std * torch.randn(1, places, width))
         self.layers = nn.ModuleList(Block(width, heads) for _ in range(cfg.encoder_depth))
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
@@ -528,13 +528,11 @@ def get_batch(model, data, starts, render=None):
 
 def learning_rate(step, cfg):
     """Linear warm-up, then a cosine to zero, over the whole of each lesson."""
-    steps, peak = cfg.first_steps, cfg.first_lr
-    if step >= cfg.first_steps:
-        step, steps, peak = step - cfg.first_steps, cfg.steps - cfg.first_steps, cfg.lr
-    warmup = max(1, round(cfg.warmup * steps))
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+    first = 0, cfg.first_steps, cfg.first_lr
+    start, end, peak = first if step < cfg.first_steps else (cfg.first_steps, cfg.steps, cfg.lr)
+    warmup = max(1, round(cfg.warmup * (end - start)))
+    rise, fall = (step - start + 1) / warmup, (step - start - warmup) / max(1, end - start - warmup)
+    return peak * min(rise, (1 + math.cos(math.pi * max(0, fall))) / 2)
 
 
 def effective_rank(z):
@@ -613,13 +611,17 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
     step, seconds, metrics = 0, 0.0, []
     if resume and out and path.exists():
         _, _, saved = load_checkpoint(path, changes=vars(cfg))
-        require(saved.get("checksum") == checksum, f"{path} has no run on these data: see --data")
+        require(saved.get("checksum") == checksum, f"{path} is of other data: use the same --data")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         step, seconds, metrics = saved["step"], saved["seconds"], saved["metrics"]
-    loss_function = torch.compile(model.loss) if cfg.compile else model.loss
+    loss_function = model.loss
     if cfg.compile:
-        torch._dynamo.config.suppress_errors = True         # without a compiler: a warning, then eager
+        try:
+            torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=device))  # is there a compiler?
+            loss_function = torch.compile(model.loss)       # the very function that is called
+        except Exception as error:
+            print(f"torch.compile does not work here ({type(error).__name__}): going on without it")
     began, last_save, look_every = time.time() - seconds, 0.0, max(1, cfg.steps // 40)
 
     with tqdm(total=cfg.steps, initial=step, unit="step") as bar:
@@ -695,8 +697,8 @@ class Planner:
 def play(environments, policy, budget):
     """Run episodes side by side, each until it reaches its goal or `budget` env steps are over.
 
-    environments: E of them, at their starts. policy(running (n,), environments) -> raw actions (n,k,a) to
-    take next. -> observations (L,...) of each episode, L <= budget, and which have reached it, bool (E,)."""
+    policy(numbers of the running ones (n,), environments) -> raw actions (n,k,a) to take next.
+    -> observations (L,...) of each episode, L <= budget, and which have reached their goal, bool (E,)."""
     histories, reached = [[] for _ in environments], np.zeros(len(environments), bool)
     running, step = np.arange(len(environments)), 0
     while len(running) and step < budget:
@@ -738,8 +740,7 @@ def read_weights(path):
         wrong = zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip()    # torch checks no sums
         require(isinstance(content, dict) and not wrong, f"no dictionary, or a wrong checksum: {wrong}")
     except Exception as error:                          # there is no end to the ways a file can be wrong
-        text = f"{path} is damaged, or would run code when loaded: refused"
-        raise ValueError(f"{text} ({' '.join(str(error).split())[:100]})") from error
+        raise ValueError(f"{path} is damaged, or would run code: refused ({str(error)[:80]!r})") from error
     return content
 
 
@@ -751,8 +752,7 @@ def load_checkpoint(path, device="cpu", changes={}):
         model = LeWM(Config(**saved["config"]))
         model.load_state_dict(saved["model"])
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
-        text = f"{path} is no checkpoint of this version, see probe.py --import"
-        raise ValueError(f"{text} ({' '.join(str(error).split())[:100]})") from error
+        raise ValueError(f"{path} is no checkpoint of this version ({str(error)[:80]!r})") from error
     names = list(vars(model.cfg))
     for name in names[:names.index("compile")]:
         old, new = getattr(model.cfg, name), changes.get(name, getattr(model.cfg, name))

@@ -699,7 +699,7 @@ def summary(name, result):
 
 
 def parse_arguments(argv):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description="What a LeWorldModel knows.", allow_abbrev=False)
     parser.error = lambda text: sys.exit(f"probe.py: {text}; python probe.py --help lists all flags")
     flag = parser.add_argument
     flag("checkpoint", metavar="CKPT", nargs="?", help="of lewm.py; one comes with it: assets/nano.pt")

@@ -584,8 +584,9 @@ def import_hdf5(source, out, chunk=1024):
     free = shutil.disk_usage(out.parent).free
     if needed > free:
         raise OSError(f"{out} needs {needed / 1e9:.1f} GB, its disk has {free / 1e9:.1f} GB left")
+    shutil.rmtree(folder, ignore_errors=True)                   # of an import that was killed
     try:
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()
         for name, array in data.items():
             np.save(folder / f"{name}.npy", array)
         for name, kind in large.items():
