@@ -88,7 +88,7 @@ class Config:
     batch_size: int = 128           # B, windows in a batch
     steps: int = 60_000             # optimizer steps. DIFFERS: about 200,000 in the paper
     lr: float = 5e-5                # peak learning rate of AdamW
-    first_steps: int = 0            # of the steps, in a first lesson on narrow data. DIFFERS
+    first_steps: int = 0            # of the steps, in a first lesson (pusht.collect_lessons). DIFFERS
     first_lr: float = 1e-3          # peak learning rate of that lesson
     weight_decay: float = 1e-3      # of AdamW
     warmup: float = 0.05            # share of the steps in which the learning rate rises
@@ -144,13 +144,13 @@ class Config:
 SMALL = dict(
     image_size=64, patch_size=32, encoder_width=192, encoder_depth=3, encoder_heads=4, position_std=0.5,
     embed_dim=32, projector_hidden=256, predictor_width=96, predictor_depth=3, predictor_heads=4,
-    predictor_head_dim=32, predictor_mlp=384, whiten=True, sigreg_weight=0.12, directions=256,
-    batch_size=64, lr=1e-3, compile=False, candidates=150, iterations=12, elites=15, replan=1)
+    predictor_head_dim=32, predictor_mlp=384, whiten=True, sigreg_weight=0.12, rollout_share=0.5,
+    directions=256, batch_size=64, lr=5e-4, compile=False, candidates=150, iterations=12, elites=15, replan=1)
 PRESETS = {
     "paper": dict(),                                                # 18.0 M parameters, for one GPU
     "fast": dict(image_size=112, lr=2e-4, steps=30_000, replan=1),  # smaller pictures, for one GPU
-    "nano": dict(SMALL, steps=3000, train_episodes=4_000),          # for a laptop without a GPU
-    "smoke": dict(SMALL, batch_size=32, steps=120, train_episodes=100,
+    "nano": dict(SMALL, steps=4000, first_steps=1800, train_episodes=6_000),    # for a laptop
+    "smoke": dict(SMALL, batch_size=32, steps=120, first_steps=60, train_episodes=100,
                   candidates=50, iterations=5, elites=10, episodes=20)}
 
 

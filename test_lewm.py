@@ -41,7 +41,8 @@ HERE = Path(__file__).parent
 def tiny(**changes):
     """A Config small enough for a test."""
     small = dict(image_size=32, patch_size=16, encoder_width=24, embed_dim=16, projector_hidden=32,
-                 predictor_width=24, predictor_mlp=48, directions=32, batch_size=8, steps=8)
+                 predictor_width=24, predictor_mlp=48, directions=32, batch_size=8, steps=8, lr=1e-3,
+                 rollout_share=0.0, first_steps=0)
     return lewm.Config.preset("smoke", **{**small, **changes})
 
 
@@ -772,7 +773,7 @@ def test_resumed_training_refuses_what_makes_it_another_run(
         lewm.train(dataclasses.replace(cfg, **changes), data, tmp_path, resume=True, device="cpu")
 
 
-def test_compiled_and_eager_training_give_the_same_number(monkeypatch):
+def test_compiled_and_eager_training_give_the_same_number(monkeypatch, capsys):
     """Catches a compiled step that is another function, and a missing compiler that ends the run."""
     from torch._inductor import config
     changes = dict(dropout=0.0, sigreg_weight=0.0, encoder_depth=1, predictor_depth=1)
@@ -787,6 +788,7 @@ def test_compiled_and_eager_training_give_the_same_number(monkeypatch):
     changes.update(image_size=8, patch_size=8, steps=2)
     runs = [lewm.train(tiny(compile=on, **changes), counting_data(), device="cpu") for on in (True, False)]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*(run.parameters() for run in runs)))
+    assert "going on without it" in capsys.readouterr().out
 
 
 # ======== 6 Planning with CEM =========================================================================
@@ -1011,7 +1013,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_and_never_executed(tmp_path
     flipped = bytearray(good)
     flipped[len(flipped) // 2] ^= 255                       # one byte of a weight
     Path("flipped.pt").write_bytes(flipped)
-    unsafe, foreign = "would run code when loaded: refused", "no checkpoint of this version"
+    unsafe, foreign = "would run code.*refused", "no checkpoint of this version"
     reasons = {"half.pt": unsafe, "empty.pt": unsafe, "text.pt": unsafe, "trap.pt": unsafe,
                "module.pt": unsafe, "bare.pt": unsafe, "flipped.pt": "wrong checksum",
                "list.pt": "no dictionary", "foreign.pt": foreign, "misfit.pt": foreign, "newer.pt": foreign,
@@ -1274,11 +1276,14 @@ def test_the_import_of_hdf5_data_refuses_what_it_cannot_read_or_store(tmp_path, 
     write_hdf5(tmp_path / "wrong.h5", some)
     mixed = {**some, "episode_idx": np.arange(90) % 2, "step_idx": np.arange(90) // 2}
     write_hdf5(tmp_path / "mixed.h5", mixed)
+    backwards = {**some, "episode_idx": np.zeros(90, int), "step_idx": np.arange(90)[::-1]}
+    write_hdf5(tmp_path / "backwards.h5", backwards)
     no_frames = {name: authors_columns[name] for name in ("action", "ep_len", "ep_offset")}
     write_hdf5(tmp_path / "poor.h5", no_frames)
     (tmp_path / "taken").mkdir()
     for name, out, words in (("half", "new", "half.h5 is .*damaged, cut short"), ("wrong", "new", "wrong.h5"),
-                             ("mixed", "new", "must lie together"), ("poor", "new", "lacks state"),
+                             ("mixed", "new", "must lie together"), ("backwards", "new", "in the order of"),
+                             ("poor", "new", "lacks state"),
                              ("none", "new", "none.h5 is not there"), ("good", "taken", "exists already")):
         with pytest.raises((ValueError, OSError), match=words) as caught:
             pusht.import_hdf5(tmp_path / f"{name}.h5", tmp_path / out)
@@ -1966,3 +1971,13 @@ def test_every_command_in_the_readme_exists():
     for file, arguments in commands:
         if arguments.split() != ["--help"]:
             {"lewm": lewm, "probe": probe, "pusht": pusht}[file].parse_arguments(arguments.split())
+
+
+def test_every_name_that_the_readme_imports_exists():
+    """Catches an example that was right for an earlier version."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    imports = re.findall(r"^from (lewm|probe|pusht) import ([\w, ]+)", text, re.M)
+    assert imports, "the README shows no example"
+    for file, names in imports:
+        missing = [name for name in names.split(", ") if not hasattr(sys.modules[file], name.strip())]
+        assert not missing, f"from {file} import {', '.join(missing)}"
