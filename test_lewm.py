@@ -41,8 +41,8 @@ HERE = Path(__file__).parent
 def tiny(**changes):
     """A Config small enough for a test."""
     small = dict(image_size=32, patch_size=16, encoder_width=24, embed_dim=16, projector_hidden=32,
-                 predictor_width=24, predictor_mlp=48, directions=32, batch_size=8, steps=8, lr=1e-3,
-                 rollout_share=0.0, first_steps=0)
+                 predictor_width=24, predictor_mlp=48, directions=32, batch_size=8, steps=8,
+                 first_steps=0, rollout_share=0.0)
     return lewm.Config.preset("smoke", **{**small, **changes})
 
 
@@ -342,9 +342,10 @@ def test_the_loss_is_prediction_plus_lambda_sigreg():
     assert torch.allclose(parts["prediction"], prediction, atol=1e-5)
 
 
-def test_gradients_flow_through_both_sides_of_the_error_of_the_loss():
+@pytest.mark.parametrize("rollout_share", [0.0, 1.0])
+def test_gradients_flow_through_both_sides_of_the_error_of_the_loss(rollout_share):
     """Catches a detached target, which the paper does not have."""
-    model = awake(lewm.LeWM(tiny(sigreg_weight=0.0)))
+    model = awake(lewm.LeWM(tiny(sigreg_weight=0.0, rollout_share=rollout_share)))
     pixels = noise(4, 4, 3, 32, 32).requires_grad_()
     model.projector.eval()                                  # batch norm would carry a gradient between frames
     model.loss(pixels, noise(4, 3, 10, seed=1))[0].backward()
@@ -761,7 +762,7 @@ def test_a_training_run_that_was_killed_twice_and_resumed_equals_one_that_was_no
 
 
 @pytest.mark.parametrize("changes, column, words", [
-    ({"lr": 0.5}, None, "lr is 0.001 in .*checkpoint.pt, not 0.5"), ({}, "state", "other data"),
+    ({"lr": 0.5}, None, "lr is .* in .*checkpoint.pt, not 0.5"), ({}, "state", "other data"),
     ({}, "action", "other data")])
 def test_resumed_training_refuses_what_makes_it_another_run(
         tmp_path, recorded, whole_run, changes, column, words):
@@ -1967,7 +1968,7 @@ def test_every_command_in_the_readme_exists():
     """Catches a README that promises flags which are not there, in its blocks and in its tables."""
     text = (HERE / "README.md").read_text(encoding="utf-8")
     commands = re.findall(r"python (lewm|probe|pusht)\.py ([^`#\"\n]*)", text)
-    assert {file for file, _ in commands} == {"lewm", "probe", "pusht"} and len(commands) >= 20
+    assert {file for file, _ in commands} == {"lewm", "probe", "pusht"} and len(commands) >= 10
     for file, arguments in commands:
         if arguments.split() != ["--help"]:
             {"lewm": lewm, "probe": probe, "pusht": pusht}[file].parse_arguments(arguments.split())
