@@ -88,7 +88,7 @@ class Config:
     batch_size: int = 128           # B, windows in a batch
     steps: int = 60_000             # optimizer steps. DIFFERS: about 200,000 in the paper
     lr: float = 5e-5                # peak learning rate of AdamW
-    first_steps: int = 0            # of the steps, in a first lesson (pusht.collect_lessons). DIFFERS
+    first_lesson: float = 0.0       # share of the steps in a lesson of its own (README). DIFFERS
     first_lr: float = 1e-3          # peak learning rate of that lesson
     weight_decay: float = 1e-3      # of AdamW
     warmup: float = 0.05            # share of the steps in which the learning rate rises
@@ -124,8 +124,8 @@ class Config:
 
     def __post_init__(self):
         kinds = {bool: (bool, np.bool_), int: numbers.Integral, float: numbers.Real}
-        least = dict(seed=0, first_steps=0, batch_size=2, knots=2, elites=2)
-        most = dict(seed=1e6, dropout=1, held_out=1, warmup=1)
+        least = dict(seed=0, batch_size=2, knots=2, elites=2)
+        most = dict(seed=1e6, dropout=1, held_out=1, warmup=1, first_lesson=1, rollout_share=1)
         for field in dataclasses.fields(self):
             name, kind, value = field.name, field.type, getattr(self, field.name)
             low, high = least.get(name, int(kind is int)), most.get(name, math.inf)
@@ -149,8 +149,8 @@ SMALL = dict(
 PRESETS = {
     "paper": dict(),                                                # 18.0 M parameters, for one GPU
     "fast": dict(image_size=112, lr=2e-4, steps=30_000, replan=1),  # smaller pictures, for one GPU
-    "nano": dict(SMALL, steps=4000, first_steps=1800, train_episodes=6_000),    # for a laptop
-    "smoke": dict(SMALL, batch_size=32, steps=120, first_steps=60, train_episodes=100,
+    "nano": dict(SMALL, steps=4000, first_lesson=0.45, train_episodes=6_000),   # for a laptop
+    "smoke": dict(SMALL, batch_size=32, steps=120, first_lesson=0.5, train_episodes=100,
                   candidates=50, iterations=5, elites=10, episodes=20)}
 
 
@@ -528,8 +528,8 @@ def get_batch(model, data, starts, render=None):
 
 def learning_rate(step, cfg):
     """Linear warm-up, then a cosine to zero, over the whole of each lesson."""
-    first = 0, cfg.first_steps, cfg.first_lr
-    start, end, peak = first if step < cfg.first_steps else (cfg.first_steps, cfg.steps, cfg.lr)
+    first = round(cfg.first_lesson * cfg.steps)
+    start, end, peak = (0, first, cfg.first_lr) if step < first else (first, cfg.steps, cfg.lr)
     warmup = max(1, round(cfg.warmup * (end - start)))
     rise, fall = (step - start + 1) / warmup, (step - start - warmup) / max(1, end - start - warmup)
     return peak * min(rise, (1 + math.cos(math.pi * max(0, fall))) / 2)
@@ -627,7 +627,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
     with tqdm(total=cfg.steps, initial=step, unit="step") as bar:
         while step < cfg.steps:
             optimizer.param_groups[0]["lr"] = lr = learning_rate(step, cfg)
-            choice = starts[step >= cfg.first_steps]
+            choice = starts[step >= round(cfg.first_lesson * cfg.steps)]
             index = np.random.default_rng([cfg.seed, step]).integers(len(choice), size=cfg.batch_size)
             pixels, blocks = get_batch(model, data, choice[index], render)
             torch.manual_seed(1_000_003 * cfg.seed + step)              # SIGReg's directions, dropout
@@ -728,7 +728,7 @@ def save_checkpoint(path, model, **state):
         os.replace(partial, path)                       # so a kill leaves the old file or the new one
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be written, is the disk full? {str(error).splitlines()[0]}") from error
+        raise OSError(f"{path} cannot be written, is the disk full? ({str(error)[:80]!r})") from error
 
 
 def read_weights(path):
@@ -807,7 +807,7 @@ def main(argv):
     out.mkdir(parents=True, exist_ok=True)              # refused now, not after hours
     pairs = world.held_out_pairs(cfg.episodes, given.split, given.pairs_seed, cfg.goal_distance)
     if given.train:
-        record = world.collect_lessons if cfg.first_steps else world.collect
+        record = world.collect_lessons if cfg.first_lesson else world.collect
         data = world.load(given.data) if given.data else record(cfg.train_episodes, cfg.seed)
         print(f"recorded: {len(data['ep_len']):,} episodes, {len(data['action']):,} steps", flush=True)
         model = train(cfg, data, out, given.resume, device)

@@ -42,7 +42,7 @@ def tiny(**changes):
     """A Config small enough for a test."""
     small = dict(image_size=32, patch_size=16, encoder_width=24, embed_dim=16, projector_hidden=32,
                  predictor_width=24, predictor_mlp=48, directions=32, batch_size=8, steps=8,
-                 first_steps=0, rollout_share=0.0)
+                 first_lesson=0.0, rollout_share=0.0)
     return lewm.Config.preset("smoke", **{**small, **changes})
 
 
@@ -566,7 +566,7 @@ def test_the_learning_rate_of_training_warms_up_and_falls_to_zero():
 def test_the_learning_rate_of_each_lesson_of_training_has_its_own_peak_and_falls_to_zero():
     """Catches one cosine over both lessons, a second lesson without a warm-up, and the peak of the other
     one."""
-    cfg = tiny(steps=100, first_steps=40, warmup=0.1, first_lr=0.5, lr=1.0)
+    cfg = tiny(steps=100, first_lesson=0.4, warmup=0.1, first_lr=0.5, lr=1.0)
     rates = [lewm.learning_rate(step, cfg) for step in range(100)]
     assert rates[:4] == [0.125, 0.25, 0.375, 0.5] and max(rates[:40]) == 0.5 and rates[39] < 0.005
     assert rates[40] == pytest.approx(1 / 6) and rates[45] == 1.0 == max(rates[40:]) and rates[-1] < 0.005
@@ -602,7 +602,7 @@ def test_training_draws_from_the_first_lesson_alone_and_then_from_the_second_alo
     """Catches lessons that are mixed or swapped, and a held-out error measured on the first lesson."""
     data, draw = counting_data((30,) * 12, "state"), Drawer()
     data["lesson"] = np.repeat([0, 1], 6)
-    cfg = tiny(image_size=8, patch_size=8, steps=7, first_steps=4, held_out=0.5, whiten=False)
+    cfg = tiny(image_size=8, patch_size=8, steps=7, first_lesson=0.57, held_out=0.5, whiten=False)
     lewm.train(cfg, data, device="cpu", render=draw)
     train, held_out = (set(side.tolist()) for side in lewm.split_episodes(12, 0.5, cfg.seed))
     first, second = set(range(6)), set(range(6, 12))
@@ -1934,7 +1934,7 @@ def test_cli_does_not_train_over_a_checkpoint(tmp_path):
 def test_cli_prints_its_table_where_the_terminal_knows_ascii_alone(tmp_path):
     """Catches a run of an hour that ends in a UnicodeEncodeError; its training has two lessons."""
     files = project(tmp_path, "pusht.py")
-    ended = run_python("lewm.py", *SMALL_RUN, "--first_steps", "3", cwd=files, PYTHONIOENCODING="ascii")
+    ended = run_python("lewm.py", *SMALL_RUN, "--first_lesson", "0.5", cwd=files, PYTHONIOENCODING="ascii")
     assert ended.returncode == 0, ended.stderr
     assert "8 episodes" in ended.stdout, "6 ordinary episodes and 2 narrow ones"
     for name in ("LeWM + CEM", "random actions", "doing nothing", "recorded actions"):
