@@ -345,7 +345,8 @@ def test_the_loss_is_prediction_plus_lambda_sigreg():
 @pytest.mark.parametrize("rollout_share", [0.0, 1.0])
 def test_gradients_flow_through_both_sides_of_the_error_of_the_loss(rollout_share):
     """Catches a detached target, which the paper does not have."""
-    model = awake(lewm.LeWM(tiny(sigreg_weight=0.0, rollout_share=rollout_share)))
+    model = awake(lewm.LeWM(tiny(sigreg_weight=0.0)))
+    model.cfg.rollout_share = rollout_share                 # one of the two errors alone
     pixels = noise(4, 4, 3, 32, 32).requires_grad_()
     model.projector.eval()                                  # batch norm would carry a gradient between frames
     model.loss(pixels, noise(4, 3, 10, seed=1))[0].backward()
