@@ -10,7 +10,7 @@ Gaussian so that they cannot collapse, and the cross-entropy method plans in tha
 
 Map: 1 Config / 2 ViT encoder / 3 Action encoder and AdaLN-zero predictor / 4 SIGReg / 5 LeWM /
 6 Planning with CEM / 7 Windows of data / 8 Training / 9 Planning in a world / 10 Checkpoints /
-11 Command line. Sections 2 to 6 are the method and need torch alone: copy them.
+11 Command line. Sections 2 to 6 are the method. They need torch, and `require` below.
 
 Letters:
     B windows in a batch     T frames in a window        D width of an embedding    A numbers in a block
@@ -457,10 +457,9 @@ def check_data(data, cfg):
     require(fine, "ep_len and ep_offset must be two equally long lists of whole numbers")
     fine = len(length) and min(length.min(), first.min()) >= 0 and (first + length).max() <= rows
     require(fine, f"{len(length)} episodes do not fit into {rows} rows of {name}")
-    fine = len(action) == rows
-    require(fine, f"{len(action)} actions for {rows} rows of {name}: an episode's last row has one too")
-    bad = ~np.isfinite(action).all(1)
-    bad[(first + length - 1)[length > 0]] = False           # what follows an episode's last row is not used
+    require(len(action) == rows, f"{len(action)} actions for {rows} rows of {name}: the last row has one too")
+    bad, last = ~np.isfinite(action).all(1), (first + length - 1)[length > 0]
+    bad[last] = np.isinf(action[last]).any(1)               # NaN may stand where an episode ends
     require(not bad.any(), f"action is {action[bad.argmax()]} in row {bad.argmax()}, inside an episode")
 
 
@@ -643,7 +642,8 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
             bar.update()
             seconds, last = time.time() - began, step == cfg.steps
             look = last or step % look_every == 0
-            if look or step % 10 == 0:
+            save = out and (last or time.time() - last_save > 60 * cfg.checkpoint_minutes)
+            if look or save or step % 10 == 0:
                 now = {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
                 bar.set_postfix({name: f"{value:.3f}" for name, value in now.items()}, refresh=False)
                 if not math.isfinite(now["loss"]):
@@ -651,7 +651,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
             if look:
                 now.update(grad_norm=grad_norm.item(), lr=lr, seconds=seconds)
                 metrics.append({"step": step, **now, **diagnose(model, *look_at)})
-            if out and (last or time.time() - last_save > 60 * cfg.checkpoint_minutes):
+            if save:
                 state = dict(step=step, seconds=seconds, metrics=metrics, checksum=checksum)
                 save_checkpoint(path, model, optimizer=optimizer.state_dict(), **state)
                 lines = [",".join(map(str, row)) for row in (*metrics[:1], *(m.values() for m in metrics))]
@@ -666,7 +666,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
 #     render() -> uint8 (height,width,3)                                       the picture the model sees
 
 class Planner:
-    """A policy for `play`. goals: a picture for each episode, uint8 (height,width,3)."""
+    """A policy for one `play`. goals: a picture for each episode, uint8 (height,width,3)."""
     def __init__(self, model, goals, cfg=None, seed=0):
         self.model, self.cfg = model.eval(), cfg or model.cfg
         self.generators = [torch.Generator().manual_seed(1_000_003 * seed + e) for e in range(len(goals))]
@@ -781,7 +781,7 @@ def parse_arguments(argv):
     for field in dataclasses.fields(Config):
         kind = {"type": field.type, "metavar": field.type.__name__}
         kind = {"action": argparse.BooleanOptionalAction} if field.type is bool else kind
-        text = f"{comments[field.name]} (paper: {field.default})"
+        text = f"{comments[field.name]} (preset paper: {field.default})"
         flag(f"--{field.name}", default=argparse.SUPPRESS, help=text, **kind)
     given = parser.parse_args(argv or ["--help"])
     if given.train == bool(given.eval) or (given.eval and (given.resume or given.data)):
