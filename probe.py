@@ -146,20 +146,12 @@ def draw_films(axis, films, titles):
     axis.set_yticks(np.arange(len(films)) + 0.5, films, fontsize=8)
 
 
-def read_metrics(run):
-    """metrics.csv in the folder of a training, as columns; None where there is none, or no row yet."""
-    path = Path(run) / "metrics.csv"
-    if path.is_file() and path.stat().st_size > 1:
-        return np.genfromtxt(path, delimiter=",", names=True, ndmin=1)
-    return None
-
-
 def draw_curves(runs, out):
     """Compare trainings: do the embeddings keep their spread while the prediction gets better?"""
     lewm.require(len(runs) <= len(STYLE), f"--curves draws up to {len(STYLE)} runs, not {len(runs)}")
     figure, axes = canvas(13, 3.2, [["std", "min_std", "effective_rank", "val_prediction"]])
     for run, style in zip(runs, STYLE):
-        metrics = read_metrics(run)
+        metrics = pusht.read_metrics(run)
         lewm.require(metrics is not None, f"{run} has no metrics.csv of a training, or one without rows")
         for name, axis in axes.items():
             axis.plot(metrics["step"], metrics[name], label=Path(run).resolve().name, **style)
@@ -391,7 +383,7 @@ def draw_surprise(films, curves, result):
 def straightening(held):
     """Mean cosine of consecutive velocities, the paper's measure; and its course in training, where known."""
     codes = {"LeWM": held.z, "untrained encoder": held.untrained, "pixels": held.pixels.flatten(2).float()}
-    result, metrics = {name: lewm.straightness(x) for name, x in codes.items()}, read_metrics(held.run)
+    result, metrics = {name: lewm.straightness(x) for name, x in codes.items()}, pusht.read_metrics(held.run)
     titles = ["straightness"] if metrics is None else ["straightness", "over training"]
     figure, axes = canvas(8, 3.2, [titles])
     axes["straightness"].bar(list(result), list(result.values()), color=["black", "gray", "lightgray"])
@@ -592,7 +584,9 @@ def ceiling(pairs, seed=0):
     model = Simulator(cfg, lewm.action_statistics(pusht.collect(200, seed)["action"]))
     problems = pusht.held_out_pairs(pairs, "dev", seed, cfg.goal_distance)
     planner = StatePlanner(model, problems[1], cfg, seed)
-    return pusht.evaluate(model, cfg, problems, seed, planner=planner)
+    result = pusht.evaluate(model, cfg, problems, seed, planner=planner)
+    rows = {name.replace("LeWM", "simulator"): row for name, row in result["policies"].items()}
+    return {**result, "policies": rows}
 
 
 # ======== 7 The authors' weights ======================================================================

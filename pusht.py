@@ -45,8 +45,8 @@ WALL_LOW, WALL_HIGH = 5, 506       # px, the walls' centre lines
 AGENT_RADIUS = 15                  # px
 ACTION_SCALE = 100                 # px of commanded displacement for an action of 1
 PHYSICS_DT, SUBSTEPS = 0.01, 10    # s, and physics steps in one env step: control runs at 10 Hz
-STIFFNESS, DAMPING = 100, 20  # 1/s^2 and 1/s, of the controller that moves the agent (critically damped)
-BAR = (-60, 0, 60, 30)  # px, left, top, right, bottom in the block's own frame (scale 30)
+STIFFNESS, DAMPING = 100, 20       # 1/s^2 and 1/s, of the agent's controller (critically damped)
+BAR = (-60, 0, 60, 30)             # px, left, top, right, bottom in the block's own frame (scale 30)
 STEM = (-15, 30, 15, 120)
 CENTRE_OF_GRAVITY = (0, 45)        # px, in the block's own frame
 
@@ -649,11 +649,12 @@ def evaluate(model, cfg, pairs, seed=0, gif=None, planner=None):
     """Plan with a LeWM on pairs of `held_out_pairs` and play the baselines on them -> a dictionary for JSON.
 
     cfg: a Config, for the planner's settings. seed: of the planner's noise. gif: where to draw two outcomes.
+    planner: instead of a new lewm.Planner.
     """
     from lewm import Planner, play                              # only here: this file stands alone
     (starts, goals, recorded), size = pairs, cfg.image_size
-    pictures = render(goals, size).permute(0, 2, 3, 1).numpy()
-    planner = planner or Planner(model, pictures, cfg, seed)
+    if planner is None:
+        planner = Planner(model, render(goals, size).permute(0, 2, 3, 1).numpy(), cfg, seed)
     stats = model.action_stats.cpu().numpy()
     policies = {"LeWM + CEM": planner, **baselines(recorded, cfg.budget, stats, seed)}
     result = {"episodes": len(starts), "policies": {}}
@@ -706,10 +707,18 @@ MARKS = {"val_prediction": None, "sigreg": 1.0525, "std": 1, "effective_rank": N
          "straightness": -0.5, "grad_norm": 1, "lr": None}      # what to compare each curve with
 
 
+def read_metrics(run):
+    """metrics.csv in the folder of a training, as columns; None where there is none, or no row yet."""
+    path = Path(run) / "metrics.csv"
+    if path.is_file() and path.stat().st_size > 1:
+        return np.genfromtxt(path, delimiter=",", names=True, ndmin=1)
+    return None
+
+
 def draw_curves(out):
     """out/metrics.csv -> out/curves.png: what to look at after training; the README explains the marks."""
     from matplotlib.figure import Figure
-    rows = np.genfromtxt(Path(out) / "metrics.csv", delimiter=",", names=True, ndmin=1)
+    rows = read_metrics(out)
     beside = {"val_prediction": ("prediction", "val_copy_last"), "std": ("min_std",)}
     figure = Figure(figsize=(15, 6), layout="constrained")
     for axis, (name, mark) in zip(figure.subplots(2, 4).flat, MARKS.items()):
