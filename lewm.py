@@ -8,9 +8,8 @@ Gaussian so that they cannot collapse, and the cross-entropy method plans in tha
     python lewm.py --train --preset smoke           # the same in under a minute, to see that it runs
     python lewm.py --eval runs/nano/checkpoint.pt   # plan again with a trained model
 
-Map: 1 Config / 2 ViT encoder / 3 Action encoder and AdaLN-zero predictor / 4 SIGReg / 5 LeWM /
-6 Planning with CEM / 7 Windows of data / 8 Training / 9 Planning in a world / 10 Checkpoints /
-11 Command line. Sections 2 to 6 are the method. They need torch, and `require` below.
+Map: 1 Config / 2 ViT / 3 Predictor / 4 SIGReg / 5 LeWM / 6 CEM / 7 Data / 8 Training / 9 Planning in a world
+/ 10 Checkpoints / 11 Command line. Sections 2 to 6 are the method. They need torch, and `require` below.
 
 Letters:
     B windows in a batch     T frames in a window        D width of an embedding    A numbers in a block
@@ -105,6 +104,7 @@ class Config:
     iterations: int = 30            # of the cross-entropy method
     elites: int = 30                # K, best plans to which mean and deviation are refitted
     replan: int = 5                 # blocks executed before planning again, up to the same deadline
+    context: int = 3                # frames that a plan starts from, up to history. DIFFERS: 1
     budget: int = 50                # env steps allowed
     goal_distance: int = 25         # env steps from start to goal in the recorded episode
     episodes: int = 100             # held-out episodes to plan in, one start and goal each
@@ -135,10 +135,9 @@ class Config:
         for whole, part in (("image_size", "patch_size"), ("encoder_width", "encoder_heads")):
             a, b = getattr(self, whole), getattr(self, part)
             require(a % b == 0, f"{whole} {a} is not a multiple of {part} {b}")
-        T, N, H = self.frames, self.candidates, self.horizon
-        require(self.history < T, f"history {self.history} must be less than the {T} frames")
-        require(self.elites <= N, f"elites {self.elites} must be from 2 to candidates {N}")
-        require(self.replan <= H, f"replan {self.replan} is more than horizon {H}")
+        K, N = self.elites, self.candidates
+        require(K <= N, f"elites {K} is more than candidates {N}")
+        require(self.history < self.frames, f"history {self.history} is not below frames {self.frames}")
 
 
 SMALL = dict(
@@ -169,8 +168,7 @@ class Attention(nn.Module):
     def forward(self, x):
         B, L, _ = x.shape
         q, k, v = self.to_qkv(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # 3 x (B,heads,L,-1)
-        dropout = self.dropout * self.training
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, dropout_p=dropout)
+        y = F.scaled_dot_product_attention(q, k, v, None, self.dropout * self.training, self.causal)
         return self.to_out(y.transpose(1, 2).flatten(2))                                # (B,L,W)
 
 
@@ -195,8 +193,8 @@ class ViT(nn.Module):
         size, width, heads = cfg.patch_size, cfg.encoder_width, cfg.encoder_heads
         self.patch_embed = nn.Conv2d(3, width, kernel_size=size, stride=size)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
-        places = 1 + (cfg.image_size // size) ** 2          # CLS and the patches
-        self.pos_embedding = nn.Parameter(cfg.position_std * torch.randn(1, places, width))
+        P = (cfg.image_size // size) ** 2
+        self.pos_embedding = nn.Parameter(cfg.position_std * torch.randn(1, 1 + P, width))
         self.layers = nn.ModuleList(Block(width, heads) for _ in range(cfg.encoder_depth))
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
@@ -235,9 +233,8 @@ class ConditionalBlock(nn.Module):
         # DIFFERS: each branch starts with a second norm, as in the authors' code; not in the paper
         attention = Attention(W, cfg.predictor_heads, cfg.predictor_head_dim, False, dropout, causal=True)
         self.attn = nn.Sequential(nn.LayerNorm(W), attention, nn.Dropout(dropout))
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(W), nn.Linear(W, hidden), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(hidden, W), nn.Dropout(dropout))
+        self.mlp = nn.Sequential(nn.LayerNorm(W), nn.Linear(W, hidden), nn.GELU(), nn.Dropout(dropout),
+                                 nn.Linear(hidden, W), nn.Dropout(dropout))
 
     def forward(self, x, c):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=-1)
@@ -265,22 +262,42 @@ class Predictor(nn.Module):
 
 
 # ======== 4 SIGReg ====================================================================================
-# The Sketched Isotropic Gaussian Regulariser (LeJEPA, Balestriero and LeCun, arXiv 2511.08544). A cloud
-# of vectors is N(0, I) exactly when its shadow on every line is N(0, 1) (Cramer-Wold), so look at the
-# shadows on random lines and test each by its characteristic function (Epps-Pulley). A perfect Gaussian
-# sample scores 1.05 on average, not 0, at any batch size; one spread more evenly than chance scores less.
-# A collapsed batch of B scores 0.40 B: it does not pay.
+# The Sketched Isotropic Gaussian Regulariser (LeJEPA, Balestriero and LeCun, arXiv 2511.08544). A cloud of
+# vectors is N(0, I) exactly when its shadow on every line is N(0, 1) (Cramer-Wold), so look at the shadows on
+# random lines and test each by its characteristic function (Epps-Pulley). A perfect Gaussian sample scores
+# 1.05 on average at any batch size, not 0; a collapsed batch of B scores 0.40 B: it does not pay.
+
+class CharacteristicFunction(torch.autograd.Function):
+    """x (B,...) -> (2,...,n): means over B of cos(kx) and sin(kx), the parts of e^(ikx), k = 0 .. n - 1. As
+    powers of e^(ix), with Horner's rule for the gradient: much faster than cosines under autograd."""
+    @staticmethod
+    def forward(ctx, x, n):
+        c, s = x.cos(), x.sin()
+        ctx.save_for_backward(c, s)
+        cos, sin, means = torch.ones_like(c), torch.zeros_like(s), []
+        for _ in range(n):
+            means.append(torch.stack([cos.mean(0), sin.mean(0)]))
+            cos, sin = cos * c - sin * s, sin * c + cos * s
+        return torch.stack(means, dim=-1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        c, s = ctx.saved_tensors
+        cos = sin = torch.zeros_like(c)
+        for k in range(grad.shape[-1] - 1, 0, -1):
+            cos, sin = cos + k * grad[0, ..., k], sin - k * grad[1, ..., k]
+            cos, sin = cos * c - sin * s, sin * c + cos * s
+        return -sin / len(c), None
+
 
 class SIGReg(nn.Module):
     """z (B,T,D) -> scalar: B * integral w(s) |phi_B(s) - exp(-s^2/2)|^2 ds, averaged over M directions
     and T time steps. phi_B(s) = mean_b exp(i s x_b) is the characteristic function of B projections x.
-
-    Time steps are never pooled: frames of one window are not independent samples. With several
-    processes, average cos and sin over all of them first."""
+    Time steps are never pooled: frames of one window are not independent samples."""
     def __init__(self, directions=1024, knots=17):
         super().__init__()
         self.directions = directions
-        s = torch.linspace(0, 3, knots)                     # even in s: [-3, 3] is twice [0, 3]
+        s = torch.linspace(0, 3, knots)                     # multiples of s[1]; even: [-3, 3] is twice [0, 3]
         weights = torch.full((knots,), 2 * 3 / (knots - 1))
         weights[[0, -1]] /= 2                               # the trapezoid rule
         phi = torch.exp(-s ** 2 / 2)                        # characteristic function of N(0, 1)
@@ -295,9 +312,8 @@ class SIGReg(nn.Module):
             if directions is None:
                 directions = torch.randn(z.shape[-1], self.directions, device=z.device)
             x = z.float() @ F.normalize(directions.float(), dim=0)          # (B,T,M), unit columns
-            xs = x[..., None] * self.s                                      # (B,T,M,knots)
-            # phi_B = mean cos + i mean sin, and phi is real, so |phi_B - phi|^2 is:
-            error = (xs.cos().mean(0) - self.phi) ** 2 + xs.sin().mean(0) ** 2      # (T,M,knots)
+            cos, sin = CharacteristicFunction.apply(x * self.s[1], len(self.s))     # phi_B, (T,M,knots) each
+            error = (cos - self.phi) ** 2 + sin ** 2                        # |phi_B - phi|^2, as phi is real
             return len(z) * (error @ self.weights).mean()
 
 
@@ -305,13 +321,9 @@ class SIGReg(nn.Module):
 # Everything put together. `loss` is the paper's pseudo-code: encode, predict, squared error, SIGReg, sum.
 # Gradients flow through both sides of the error; SIGReg alone keeps the embeddings from collapsing.
 
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)        # of ImageNet
-
-
 def projector(width, hidden, out):
     """BatchNorm on purpose: the networks end in a LayerNorm, which fixes each vector's length."""
-    norm = nn.BatchNorm1d(hidden)
-    return nn.Sequential(nn.Linear(width, hidden), norm, nn.GELU(), nn.Linear(hidden, out))
+    return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
 class LeWM(nn.Module):
@@ -325,19 +337,21 @@ class LeWM(nn.Module):
         self.predictor = Predictor(cfg)
         self.pred_proj = projector(cfg.predictor_width, cfg.projector_hidden, cfg.embed_dim)
         self.sigreg = SIGReg(cfg.directions, cfg.knots)
-        # statistics of the training data: planning needs them, so they travel with the weights
-        mean = torch.tensor(IMAGE_MEAN)[:, None, None].repeat(1, cfg.image_size, cfg.image_size)
+        # statistics of the training data travel with the weights; of the colours at first those of ImageNet
+        mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None].repeat(1, cfg.image_size, cfg.image_size)
         stats = torch.tensor([[0.0], [1.0], [-1.0], [1.0]]).repeat(1, cfg.action_dim)
         self.register_buffer("picture_mean", mean)          # (3,S,S)
-        self.register_buffer("colour_map", torch.diag(1 / torch.tensor(IMAGE_STD)))     # (3,3)
+        self.register_buffer("colour_map", torch.diag(1 / torch.tensor([0.229, 0.224, 0.225])))     # (3,3)
         self.register_buffer("action_stats", stats)         # (4,a): mean, std, lowest, highest
 
     def encode(self, pixels):
-        """pixels (...,3,S,S) -> z (...,D). uint8 is normalised here; float is taken as normalised."""
-        looks, size = tuple(pixels.shape[-3:]), self.cfg.image_size
-        require(looks == (3, size, size), f"pictures are {looks}, not (3, {size}, {size}): see fit_pictures")
+        """pixels (...,3,S,S) -> z (...,D). uint8 is normalised here; float must be."""
+        looks, S = tuple(pixels.shape[-3:]), self.cfg.image_size
+        require(looks == (3, S, S), f"pictures are {looks}, not (3, {S}, {S}): see fit_pictures")
         if pixels.dtype == torch.uint8:
             pixels = torch.einsum("cd,...dhw->...chw", self.colour_map, pixels / 255 - self.picture_mean)
+        else:
+            require(pixels.min() < 0 or pixels.max() > 1, "pictures in [0, 1]: give uint8")
         return self.projector(self.encoder(pixels.reshape(-1, *looks))).view(*pixels.shape[:-3], -1)
 
     def predict(self, z, blocks):
@@ -349,7 +363,6 @@ class LeWM(nn.Module):
         """pixels (B,T,3,S,S), blocks (B,T-1,A) -> scalar, {"prediction", "sigreg", "std"}.
 
             L = mean (z_hat[t] - z[t + 1])^2  +  lambda * SIGReg(z)       Section 3 of the paper
-
         z_hat[t], made after frame t, is the paper's z_hat_t+1. Windows may hold several examples."""
         z, n = self.encode(pixels), self.cfg.history + 1            # (B,T,D)
         examples = z.unfold(1, n, 1).flatten(0, 1).mT               # (B*(T-history),history+1,D)
@@ -369,32 +382,28 @@ class LeWM(nn.Module):
         return error @ torch.softmax(-0.2 * torch.arange(len(error), device=z.device), 0)   # near ones more
 
     def rollout(self, z, plans):
-        """Imagine. z (B,T0,D) context frames, plans (B,N,H,A) of action blocks -> (B,N,H,D).
-
+        """Imagine. z (B,T0,D) context frames, T0 <= history, plans (B,N,H,A) of action blocks -> (B,N,H,D).
         plans[:, :, t] follows frame t, and the result at t is the predicted frame t + 1. The predictor sees
         z0, then z0 z1', then z0 z1' z2', then z1' z2' z3' for T0 = 1, history 3 (' marks predictions)."""
         (B, T0, D), (_, N, H, _) = z.shape, plans.shape
         require(T0 <= H, f"{T0} context frames need at least {T0} action blocks, got {H}")
-        known = list(z[:, None].expand(B, N, T0, D).flatten(0, 1).unbind(1))        # each (B*N,D)
-        plans = plans.flatten(0, 1)                                                 # (B*N,H,A)
-        imagined = []
-        for t in range(H):
-            window = slice(max(0, t + 1 - self.cfg.history), t + 1)
-            z_hat = self.predict(torch.stack(known[window], 1), plans[:, window])[:, -1]
-            imagined.append(z_hat)
-            if t + 1 >= T0:
-                known.append(z_hat)
-        return torch.stack(imagined, 1).view(B, N, H, D)
+        seen, plans = z[:, None].expand(B, N, T0, D).flatten(0, 1), plans.flatten(0, 1)
+        imagined = [self.predict(seen, plans[:, :T0])]              # (B*N,T0,D): attention is causal
+        for t in range(T0, H):
+            seen = torch.cat([seen, imagined[-1][:, -1:]], 1)[:, -self.cfg.history:]
+            window = slice(t + 1 - seen.shape[1], t + 1)
+            imagined.append(self.predict(seen, plans[:, window])[:, -1:])
+        return torch.cat(imagined, 1).view(B, N, H, D)
 
     def to_blocks(self, actions):
         """Raw actions (...,n * frame_skip,a) -> action blocks (...,n,A)."""
-        mean, std = self.action_stats[:2]
-        return ((actions - mean) / std).unflatten(-2, (-1, self.cfg.frame_skip)).flatten(-2)
+        scored = (actions - self.action_stats[0]) / self.action_stats[1]
+        return scored.unflatten(-2, (-1, self.cfg.frame_skip)).flatten(-2)
 
     def to_actions(self, blocks):
         """Action blocks (...,n,A) -> raw actions (...,n * frame_skip,a), in the world's units."""
-        mean, std = self.action_stats[:2]
-        return blocks.unflatten(-1, (self.cfg.frame_skip, -1)).flatten(-3, -2) * std + mean
+        scored = blocks.unflatten(-1, (self.cfg.frame_skip, -1)).flatten(-3, -2)
+        return scored * self.action_stats[1] + self.action_stats[0]
 
 
 # ======== 6 Planning with CEM =========================================================================
@@ -404,31 +413,31 @@ class LeWM(nn.Module):
 # draws from its own generator, so its plan does not depend on which others are planned with it.
 
 @torch.no_grad()
-def cem(model, z, z_goal, generators=None, horizon=None, candidates=None, iterations=None, elites=None):
+def cem(model, z, z_goal, generators=None, past=None, **settings):
     """z (B,D) now, z_goal (B,D) -> plans (B,H,A): action blocks within the range of the data's actions.
-
-    Section 4 of the paper. generators: a CPU torch.Generator per episode (seeds 0, 1, ... when not given).
-    Settings that are not given are those of model.cfg."""
-    B, A, H, device = len(z), model.cfg.action_block, horizon or model.cfg.horizon, z.device
-    N, K = candidates or model.cfg.candidates, elites or model.cfg.elites
-    require(2 <= K <= N, f"elites {K} must be from 2 to candidates {N}")
+    z may be the last frames, too, (B,T0,D), with past (B,T0-1,A), the blocks between them. generators: of the
+    CPU, one an episode (default: seeds 0, 1, ...). settings: of Config, in place of model.cfg's."""
+    cfg, B, device = dataclasses.replace(model.cfg, **settings), len(z), z.device
+    H, N, K, A = cfg.horizon, cfg.candidates, cfg.elites, cfg.action_block
     require(len(z_goal) == B, f"{B} starts and {len(z_goal)} goals: each start needs its own goal")
     generators = generators or [torch.Generator().manual_seed(b) for b in range(B)]
-    z, z_goal = z.reshape(B, 1, -1), z_goal.reshape(B, 1, -1)
+    z, z_goal = z.reshape(B, -1, z.shape[-1]), z_goal.reshape(B, 1, -1)
+    past = z.new_zeros(B, 0, A) if past is None else past
+    require(past.shape == (B, z.shape[1] - 1, A), f"past is {[*past.shape]}, frames {z.shape[1]}")
     low, high = model.to_blocks(model.action_stats[2:].repeat_interleave(model.cfg.frame_skip, 0))
     mean, std = torch.zeros(B, H, A, device=device), torch.ones(B, H, A, device=device)
     # One episode at a time on a CPU: as fast there, and a product's last bits depend on how many rows it has.
     chunk = 1 if device.type == "cpu" else 64
-    for _ in range(iterations or model.cfg.iterations):
+    for _ in range(cfg.iterations):
         noise = torch.stack([torch.randn(N, H, A, generator=g) for g in generators]).to(device)
         plans = mean[:, None] + std[:, None] * noise                        # (B,N,H,A)
         plans[:, 0] = mean                                                  # the best guess competes too
         plans = plans.clamp(low, high)                                      # DIFFERS: the authors do not
-        parts = zip(z.split(chunk), plans.split(chunk))
+        whole = torch.cat([past[:, None].expand(-1, N, -1, -1), plans], 2)  # (B,N,T0-1+H,A)
+        parts = zip(z.split(chunk), whole.split(chunk))
         ends = torch.cat([model.rollout(*part)[:, :, -1] for part in parts])    # (B,N,D)
         cost = (ends - z_goal).square().sum(-1)                             # (B,N)
-        if not cost.isfinite().all():
-            raise FloatingPointError("the planning cost is not finite: the model or a picture holds NaN")
+        require(cost.isfinite().all(), "the planning cost is not finite: the model or a picture holds NaN")
         best = cost.topk(K, dim=1, largest=False).indices                   # (B,K)
         elite = plans[torch.arange(B, device=device)[:, None], best]        # (B,K,H,A)
         mean, std = elite.mean(1), elite.std(1, correction=0).clamp(min=0.01)
@@ -446,18 +455,18 @@ def check_data(data, cfg):
     name = "pixels" if "pixels" in data else "state"
     for column in ("action", "ep_len", "ep_offset", name):
         require(column in data, f"data lacks {column}; it has {', '.join(sorted(data))}")
-        kind = type(data[column])
-        require(issubclass(kind, np.ndarray), f"{column} is a {kind.__name__}, not a NumPy array")
+        require(isinstance(data[column], np.ndarray), f"{column} is not a NumPy array")
     action, frames, length, first = (data[c] for c in ("action", name, "ep_len", "ep_offset"))
     a, rows, looks = cfg.action_dim, len(frames), f"{frames.shape} {frames.dtype}"
     require(action.shape[1:] == (a,), f"action is {action.shape}, not (rows, action_dim {a})")
     fine = name == "state" or (frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3)
     require(fine, f"pixels are {looks}, not (rows, height, width, 3) uint8")
-    fine = length.shape == first.shape == (length.size,) and {length.dtype.kind, first.dtype.kind} <= {*"iu"}
+    fine = length.shape == first.shape == (length.size,)
+    fine = fine and {length.dtype.kind, first.dtype.kind} <= {*"iu"}
     require(fine, "ep_len and ep_offset must be two equally long lists of whole numbers")
     fine = len(length) and min(length.min(), first.min()) >= 0 and (first + length).max() <= rows
     require(fine, f"{len(length)} episodes do not fit into {rows} rows of {name}")
-    require(len(action) == rows, f"{len(action)} actions for {rows} rows of {name}: the last row has one too")
+    require(len(action) == rows, f"{len(action)} actions for {rows} rows of {name}, last ones included")
     bad, last = ~np.isfinite(action).all(1), (first + length - 1)[length > 0]
     bad[last] = np.isinf(action[last]).any(1)               # NaN may stand where an episode ends
     require(not bad.any(), f"action is {action[bad.argmax()]} in row {bad.argmax()}, inside an episode")
@@ -465,9 +474,8 @@ def check_data(data, cfg):
 
 def split_episodes(episodes, held_out, seed):
     """Whole episodes to training or to validation: overlapping windows must not be on both sides."""
-    order = np.random.default_rng(seed).permutation(episodes)
-    count = min(math.ceil(held_out * episodes), episodes - 1)
-    return np.sort(order[count:]), np.sort(order[:count])
+    order, count = np.random.default_rng(seed).permutation(episodes), math.ceil(held_out * episodes)
+    return np.sort(order[min(count, episodes - 1):]), np.sort(order[:min(count, episodes - 1)])
 
 
 def window_starts(data, cfg, episodes):
@@ -513,17 +521,14 @@ def get_batch(model, data, starts, render=None):
     steps = starts[:, None] + np.arange(cfg.frame_skip * (cfg.frames - 1))      # (B,skip*(T-1))
     frames = data["pixels" if "pixels" in data else "state"][rows.reshape(-1)]
     frames, actions = (torch.from_numpy(x).to(device) for x in (frames, data["action"][steps]))
-    if "pixels" in data:
-        pixels = fit_pictures(frames.permute(0, 3, 1, 2), cfg.image_size)       # (B*T,3,S,S)
-    else:
-        pixels = render(frames.float(), cfg.image_size)
+    pixels = (fit_pictures(frames.permute(0, 3, 1, 2), cfg.image_size) if "pixels" in data
+              else render(frames.float(), cfg.image_size))                      # (B*T,3,S,S)
     return pixels.unflatten(0, rows.shape), model.to_blocks(actions.float())
 
 
 # ======== 8 Training ==================================================================================
 # One flat loop. Everything random in step k follows from (seed, k), so a run that was stopped and resumed
-# is the run that was not. Diagnostics on held-out windows: the prediction must beat copying the last
-# frame, must get worse with shuffled actions, and the embeddings must not collapse.
+# is the run that was not.
 
 def learning_rate(step, cfg):
     """Linear warm-up, then a cosine to zero, over the whole of each lesson."""
@@ -537,8 +542,7 @@ def learning_rate(step, cfg):
 def effective_rank(z):
     """z (n,D) -> exp(entropy of the normalised singular values): D if isotropic, 1 if on a line."""
     s = torch.linalg.svdvals((z - z.mean(0)).cpu().double())
-    p = s / s.sum().clamp(min=1e-30)
-    return torch.exp(-(p * p.clamp(min=1e-30).log()).sum()).item()
+    return torch.special.entr(s / s.sum().clamp(min=1e-30)).sum().exp().item()
 
 
 def straightness(z):
@@ -549,7 +553,7 @@ def straightness(z):
 
 @torch.no_grad()
 def diagnose(model, pixels, blocks):
-    """Held-out windows -> diagnostics. Draws no random numbers and leaves the model as it was."""
+    """Held-out windows -> does prediction beat copying the last frame, do actions matter, no collapse?"""
     was_training, history = model.training, model.cfg.history
     model.eval()
     z = torch.cat([model.encode(some) for some in pixels.split(64)]).float()        # (n,T,D)
@@ -557,10 +561,9 @@ def diagnose(model, pixels, blocks):
     error = (model.predict(past, blocks) - future).square().mean().item()
     shuffled = (model.predict(past, blocks.roll(1, 0)) - future).square().mean().item()
     model.train(was_training)
-    return {"val_prediction": error, "val_copy_last": (past - future).square().mean().item(),
-            "val_shuffled_ratio": shuffled / max(error, 1e-12), "straightness": straightness(z),
-            "effective_rank": effective_rank(z.flatten(0, 1)),
-            "min_std": z.flatten(0, 1).std(0).min().item()}
+    return dict(val_prediction=error, val_copy_last=(past - future).square().mean().item(),
+                val_shuffled_ratio=shuffled / max(error, 1e-12), straightness=straightness(z),
+                effective_rank=effective_rank(z.flatten(0, 1)), min_std=z.flatten(0, 1).std(0).min().item())
 
 
 def pick_device(name=None):
@@ -573,15 +576,13 @@ def pick_device(name=None):
 
 def train(cfg, data, out=None, resume=False, device=None, render=None, model=None):
     """Train on `data` (section 7 of this file) and return the LeWM in evaluation mode.
-
     out: folder for checkpoint.pt and metrics.csv. resume: go on from the checkpoint there. render: draws
     states where there are no pixels (default: Push-T's). model: a LeWM to train, maybe of a subclass."""
     check_data(data, cfg)
     path, device = Path(out or ".") / "checkpoint.pt", torch.device(device or pick_device())
     if render is None and "pixels" not in data:
         from pusht import render                            # only then, so that this file can be copied alone
-    on_gpu = device.type == "cuda"
-    torch.set_float32_matmul_precision("high" if on_gpu else "highest")     # TF32 where bf16 does not apply
+    torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")  # TF32 beside bf16
     torch.manual_seed(cfg.seed)
     model = (model or LeWM(cfg)).to(device).train()
     fused = device.type in ("cuda", "cpu")
@@ -594,9 +595,8 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
     starts = [window_starts(data, cfg, episodes[lesson[episodes] == k]) for k in (0, lesson.max())]
     val_starts = window_starts(data, cfg, held_out[lesson[held_out] == lesson.max()])
     short = (data["ep_len"] <= cfg.frame_skip * (cfg.frames - 1)).sum()
-    require(len(starts[1]), f"all {E} episodes are shorter than a window: lower --frame_skip or --frames")
-    if short or not len(val_starts):
-        print(f"{short} of {E} episodes are shorter than a window; {len(val_starts)} windows are held out")
+    print(f"{short} of {E} episodes are shorter than a window, {len(val_starts)} windows held out")
+    require(len(starts[1]), "no episode is as long as a window: lower --frame_skip or --frames")
     rows = [np.arange(n) + first for n, first in zip(data["ep_len"][episodes], data["ep_offset"][episodes])]
     model.action_stats.copy_(action_statistics(data["action"][np.concatenate(rows)]))
     if cfg.whiten:
@@ -630,7 +630,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
             index = np.random.default_rng([cfg.seed, step]).integers(len(choice), size=cfg.batch_size)
             pixels, blocks = get_batch(model, data, choice[index], render)
             torch.manual_seed(1_000_003 * cfg.seed + step)              # SIGReg's directions, dropout
-            with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 loss, parts = loss_function(pixels, blocks)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -645,12 +645,14 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
             save = out and (last or time.time() - last_save > 60 * cfg.checkpoint_minutes)
             if look or save or step % 10 == 0:
                 now = {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
-                bar.set_postfix({name: f"{value:.3f}" for name, value in now.items()}, refresh=False)
-                if not math.isfinite(now["loss"]):
-                    raise FloatingPointError(f"the loss is {now['loss']} at step {step}: lower --lr {cfg.lr}")
+                bar.set_postfix(now, refresh=False)
+                require(math.isfinite(now["loss"]), f"step {step}: the loss is not finite, lower --lr {lr:g}")
             if look:
-                now.update(grad_norm=grad_norm.item(), lr=lr, seconds=seconds)
-                metrics.append({"step": step, **now, **diagnose(model, *look_at)})
+                now.update(grad_norm=grad_norm.item(), lr=lr, seconds=seconds, **diagnose(model, *look_at))
+                metrics.append({"step": step, **now})
+                late = step - look_every < cfg.steps / 3 <= step and now["val_shuffled_ratio"] < 1.05
+                if late and now["val_prediction"] > now["val_copy_last"]:
+                    tqdm.write(f"after {step} steps actions do not matter yet: see README")
             if save:
                 state = dict(step=step, seconds=seconds, metrics=metrics, checksum=checksum)
                 save_checkpoint(path, model, optimizer=optimizer.state_dict(), **state)
@@ -666,12 +668,14 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
 #     render() -> uint8 (height,width,3)                                       the picture the model sees
 
 class Planner:
-    """A policy for one `play`. goals: a picture for each episode, uint8 (height,width,3)."""
+    """A policy for one `play`. goals: a picture for each episode, uint8 (height,width,3). It remembers frames
+    and blocks, because one picture shows no speed: a plan starts from the last `context` frames."""
     def __init__(self, model, goals, cfg=None, seed=0):
-        self.model, self.cfg = model.eval(), cfg or model.cfg
+        self.model, self.cfg, self.running = model.eval(), cfg or model.cfg, np.arange(len(goals))
         self.generators = [torch.Generator().manual_seed(1_000_003 * seed + e) for e in range(len(goals))]
         self.z_goal = self.encode(goals)                            # (E,D)
-        self.blocks_played, self.plans, self.seconds = 0, 0, 0.0
+        self.seen = self.z_goal[:, None][:, :0]                     # (n,t,D) in the n episodes that go on
+        self.blocks = self.seen.new_zeros(len(goals), 0, model.cfg.action_block)    # (n,t,A), and the plan
 
     @torch.no_grad()
     def encode(self, pictures):
@@ -681,22 +685,23 @@ class Planner:
         return torch.cat([self.model.encode(fit_pictures(x[None], size)) for x in pixels])
 
     def __call__(self, running, environments):
-        """running (n,): the numbers of the episodes that go on -> their next raw actions (n,k,a)."""
-        cfg, began = self.cfg, time.time()
+        """running (n,): numbers of the episodes that go on -> raw actions (n,skip,a) of their next block."""
+        cfg, t = self.cfg, self.seen.shape[1]                       # one t for all: they start together
+        go_on, self.running = np.isin(self.running, running), running
         z = self.encode([environments[e].render() for e in running])
-        left = cfg.horizon - self.blocks_played % cfg.horizon       # DIFFERS: a new plan keeps the deadline
-        noise = [self.generators[e] for e in running]
-        settings = left, cfg.candidates, cfg.iterations, cfg.elites
-        plans = cem(self.model, z, self.z_goal[running], noise, *settings)
-        blocks = plans[:, :cfg.replan]                              # (n,replan,A), the rest is thought anew
-        self.blocks_played += blocks.shape[1]                       # one count: all start together
-        self.plans, self.seconds = self.plans + len(running), self.seconds + time.time() - began
-        return self.model.to_actions(blocks).cpu().numpy()
+        self.seen, self.blocks = torch.cat([self.seen[go_on], z[:, None]], 1), self.blocks[go_on]
+        if t % cfg.horizon % cfg.replan == 0:
+            left = cfg.horizon - t % cfg.horizon                    # DIFFERS: a new plan keeps the deadline
+            first = max(0, t + 1 - min(cfg.context, self.model.cfg.history))
+            noise, past = [self.generators[e] for e in running], self.blocks[:, first:t]
+            settings = {**vars(cfg), "horizon": left}
+            plans = cem(self.model, self.seen[:, first:], self.z_goal[running], noise, past, **settings)
+            self.blocks = torch.cat([self.blocks[:, :t], plans], 1)
+        return self.model.to_actions(self.blocks[:, t:t + 1]).cpu().numpy()
 
 
 def play(environments, policy, budget):
     """Run episodes side by side, each until it reaches its goal or `budget` env steps are over.
-
     policy(numbers of the running ones (n,), environments) -> raw actions (n,k,a) to take next.
     -> observations (L,...) of each episode, L <= budget, and which have reached their goal, bool (E,)."""
     histories, reached = [[] for _ in environments], np.zeros(len(environments), bool)
@@ -706,17 +711,15 @@ def play(environments, policy, budget):
         step += actions.shape[1]
         for e, sequence in zip(running, actions):
             for action in sequence:
-                observation, _, reached[e], _, _ = environments[e].step(action)
-                histories[e].append(observation)
-                if reached[e]:
-                    break
+                if not reached[e]:
+                    observation, _, reached[e], _, _ = environments[e].step(action)
+                    histories[e].append(observation)
         running = running[~reached[running]]
     return [np.stack(history) for history in histories], reached
 
 
 # ======== 10 Checkpoints ==============================================================================
-# A dictionary of tensors and plain numbers, so that loading one executes nothing. The authors' released
-# weights become such a file with `python probe.py --import weights.pt --out checkpoint.pt`.
+# A dictionary of tensors and plain numbers, so that loading one executes nothing.
 
 def save_checkpoint(path, model, **state):
     """Config and weights are all that planning needs; `state` is what training needs to go on."""
@@ -775,7 +778,6 @@ def parse_arguments(argv):
     flag("--resume", action="store_true", help="go on from DIR/checkpoint.pt, if it is there")
     flag("--device", help="cpu, cuda, cuda:1, mps; default: the best there is")
     flag("--split", choices=("dev", "test"), default="test", help="held-out pairs; default: test")
-    flag("--pairs_seed", type=int, default=0, help="which held-out pairs; default: 0")
     comments = dict(re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(Config), re.M))
     flag = parser.add_argument_group("Config", "default: the preset's, or the checkpoint's").add_argument
     for field in dataclasses.fields(Config):
@@ -805,17 +807,16 @@ def main(argv):
         cfg = Config.preset(preset, **changes)
     require(cfg.action_dim == 2, f"action_dim is {cfg.action_dim}: Push-T has 2; for others see README")
     out.mkdir(parents=True, exist_ok=True)              # refused now, not after hours
-    pairs = world.held_out_pairs(cfg.episodes, given.split, given.pairs_seed, cfg.goal_distance)
+    pairs = world.held_out_pairs(cfg.episodes, given.split, 0, cfg.goal_distance)
     if given.train:
         record = world.collect_lessons if cfg.first_lesson else world.collect
         data = world.load(given.data) if given.data else record(cfg.train_episodes, cfg.seed)
         print(f"recorded: {len(data['ep_len']):,} episodes, {len(data['action']):,} steps", flush=True)
         model = train(cfg, data, out, given.resume, device)
         world.draw_curves(out)
-    result = world.evaluate(model, cfg, pairs, given.pairs_seed, out / "plan.gif")
-    result.update(
-        command="python lewm.py " + " ".join(argv), split=given.split, device=str(device),
-        minutes=(time.time() - began) / 60, torch=torch.__version__, config=vars(cfg))
+    result = world.evaluate(model, cfg, pairs, gif=out / "plan.gif")
+    result.update(command="python lewm.py " + " ".join(argv), split=given.split, config=vars(cfg))
+    result.update(minutes=(time.time() - began) / 60, device=str(device), torch=torch.__version__)
     (out / "result.json").write_text(json.dumps(result, indent=1, default=float), encoding="utf-8")
     print(world.table(result))
     print(f"{result['seconds_per_plan']:.2f} s per plan, {result['minutes']:.1f} minutes; results in {out}")
@@ -824,7 +825,7 @@ def main(argv):
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f"lewm.py: {error}")
     except KeyboardInterrupt:
         sys.exit("lewm.py: stopped; once it trains, the same command with --resume goes on")

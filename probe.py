@@ -91,9 +91,9 @@ def encode(model, pixels):
 @torch.no_grad()
 def imagine(model, z, blocks):
     """Open loop: context z (E,T0,D), blocks (E,T-1,A) -> (E,T,D): the context, then predictions alone."""
-    device, T0 = model.action_stats.device, z.shape[1]
-    ahead = model.rollout(z.to(device), blocks[:, None].to(device))[:, 0, T0 - 1:].cpu()
-    return torch.cat([z, ahead], dim=1)
+    device, first = model.action_stats.device, max(0, z.shape[1] - model.cfg.history)
+    seen, blocks = z[:, first:].to(device), blocks[:, None, first:].to(device)
+    return torch.cat([z, model.rollout(seen, blocks)[:, 0, seen.shape[1] - 1:].cpu()], dim=1)
 
 
 def probe_targets(states):
@@ -765,7 +765,7 @@ def main(argv):
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"probe.py: {' '.join(str(error).split())}")
     except KeyboardInterrupt:
         sys.exit("probe.py: stopped")
