@@ -346,12 +346,11 @@ class LeWM(nn.Module):
 
     def encode(self, pixels):
         """pixels (...,3,S,S) -> z (...,D). uint8 is normalised here; float must be."""
-        looks, S = tuple(pixels.shape[-3:]), self.cfg.image_size
+        looks, S, whole = tuple(pixels.shape[-3:]), self.cfg.image_size, pixels.dtype == torch.uint8
         require(looks == (3, S, S), f"pictures are {looks}, not (3, {S}, {S}): see fit_pictures")
-        if pixels.dtype == torch.uint8:
+        require(whole or pixels.min() < 0 or pixels.max() > 1, "pictures in [0, 1]: give uint8")
+        if whole:
             pixels = torch.einsum("cd,...dhw->...chw", self.colour_map, pixels / 255 - self.picture_mean)
-        else:
-            require(pixels.min() < 0 or pixels.max() > 1, "pictures in [0, 1]: give uint8")
         return self.projector(self.encoder(pixels.reshape(-1, *looks))).view(*pixels.shape[:-3], -1)
 
     def predict(self, z, blocks):
