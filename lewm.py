@@ -5,7 +5,6 @@ into one vector, a causal transformer predicts the next vector from the action, 
 Gaussian so that they cannot collapse, and the cross-entropy method plans in that space.
 
     python lewm.py --train                          # data, training, planning: see README for minutes
-    python lewm.py --train --preset smoke           # the same in under a minute, to see that it runs
     python lewm.py --eval runs/nano/checkpoint.pt   # plan again with a trained model
 
 Map: 1 Config / 2 ViT / 3 Predictor / 4 SIGReg / 5 LeWM / 6 CEM / 7 Data / 8 Training / 9 Planning in a world
@@ -135,8 +134,7 @@ class Config:
         for whole, part in (("image_size", "patch_size"), ("encoder_width", "encoder_heads")):
             a, b = getattr(self, whole), getattr(self, part)
             require(a % b == 0, f"{whole} {a} is not a multiple of {part} {b}")
-        K, N = self.elites, self.candidates
-        require(K <= N, f"elites {K} is more than candidates {N}")
+        require(self.elites <= self.candidates, f"elites {self.elites} > candidates {self.candidates}")
         require(self.history < self.frames, f"history {self.history} is not below frames {self.frames}")
 
 
@@ -598,9 +596,11 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
     require(len(starts[1]), "no episode is as long as a window: lower --frame_skip or --frames")
     rows = [np.arange(n) + first for n, first in zip(data["ep_len"][episodes], data["ep_offset"][episodes])]
     model.action_stats.copy_(action_statistics(data["action"][np.concatenate(rows)]))
+    if ((model.action_stats[2:] - model.action_stats[0]).abs() > 20 * model.action_stats[1]).any():
+        print("an action lies over 20 std from the mean: an error in the data? Planning will try it, too")
     if cfg.whiten:
         pixels, _ = get_batch(model, data, rng.choice(starts[1], 256), render)
-        model.picture_mean[:], model.colour_map[:] = colour_statistics(pixels.flatten(0, 1))
+        model.picture_mean[:], model.colour_map[:] = colour_statistics(pixels[:, 0])
     some = rng.permutation(val_starts if len(val_starts) else starts[1])[:256]
     look_at = get_batch(model, data, some, render)
     columns = (data[name][some].tobytes() for name in ("action", "pixels" if "pixels" in data else "state"))

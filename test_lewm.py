@@ -818,6 +818,16 @@ def test_compiled_and_eager_training_give_the_same_number(monkeypatch, capsys):
     assert "going on without it" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("glitch", [False, True])
+def test_training_names_an_outlier_among_the_actions(glitch, capsys):
+    """Catches a sensor's one error that silently becomes the range in which plans are tried."""
+    data = counting_data((800, 800))
+    data["action"] = np.random.default_rng(0).normal(size=(1600, 2)).astype(np.float32)
+    data["action"][[3, 803], 1] += 1e4 * glitch             # in both episodes, as one of them is held out
+    lewm.train(tiny(image_size=8, patch_size=8, steps=1), data, device="cpu")
+    assert ("over 20 std from the mean" in capsys.readouterr().out) == glitch
+
+
 @pytest.mark.parametrize("ratio, error, told", [(1.0, 0.5, True), (1.0, 0.1, False), (3.0, 0.5, False)])
 def test_training_says_once_that_actions_do_not_matter(ratio, error, told, monkeypatch, capsys):
     """Catches a silent failure: a target that rests in each episode makes a model that ignores actions."""
@@ -871,7 +881,7 @@ def test_planning_takes_what_is_not_given_from_the_models_config_and_refuses_wha
     for name in given:
         other = lewm.cem(model, z, goal, **{**given, name: given[name] - 1})
         assert other.shape != (2, cfg.horizon, 10) or not torch.equal(other, lewm.cem(model, z, goal)), name
-    with pytest.raises(ValueError, match="elites 30 is more than candidates 20"):
+    with pytest.raises(ValueError, match="elites 30 > candidates 20"):
         lewm.cem(model, z, goal, candidates=20, elites=30)
     with pytest.raises(ValueError, match="2 starts and 1 goals"):
         lewm.cem(model, z, goal[:1])
@@ -1923,7 +1933,7 @@ def test_probe_cli_refuses_what_is_impossible_in_one_line_that_names_it(argv, wo
 @pytest.mark.parametrize("argv, words", [
     ("--train --bogus 1", "--bogus"),
     ("--train --image_size 60 --patch_size 7", "60 is not a multiple of patch_size 7"),
-    ("--train --preset nano --elites 4000", "elites 4000 is more than candidates 150"),
+    ("--train --preset nano --elites 4000", "elites 4000 > candidates 150"),
     ("--train --history 4", "history 4 is not below frames 4"),
     ("--train --lr -1", "lr is -1.0"), ("--train --steps 0", "steps is 0"), ("--train --steps two", "two"),
     ("--train --preset big", "big"), ("--train --dropout 1.0", "dropout is 1.0"),
