@@ -9,6 +9,7 @@ tested file's, which is lewm.py where none is named. Numbers without a source be
 formula in the test.
 """
 
+import contextlib
 import csv
 import dataclasses
 import importlib
@@ -22,6 +23,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -938,7 +940,7 @@ def test_a_plan_made_anew_keeps_its_deadline_in_planning():
 
 @pytest.mark.parametrize("context", [1, 2, 3])
 def test_a_plan_starts_from_the_last_frames_and_the_blocks_between_them_in_planning(context):
-    """Catches frames or blocks of another episode, or of another time, and what is lost when an episode ends."""
+    """Catches frames or blocks of another episode or another time, and what is lost when an episode ends."""
     model = DotModel(candidates=40, iterations=3, elites=4, horizon=4, replan=1, context=context)
     worlds = [Dot(10, goal=14), Dot(5, goal=1000), Dot(25, goal=1000)]      # the first ends on the way
     goals = [Dot(place, None).render() for place in (15, 15, 15)]
@@ -947,7 +949,7 @@ def test_a_plan_starts_from_the_last_frames_and_the_blocks_between_them_in_plann
     assert {z.shape[1] for z, _ in model.contexts} == set(range(1, context + 1))
     for z, actions in model.contexts:
         for pair in zip(z.diff(dim=1)[0], actions.view(-1, 2).sum(1)):      # frames are exact to half a px
-            assert abs(pair[0] - pair[1]) <= 1, f"the dot moved by {pair[0]:.1f} px, the block by {pair[1]:.1f}"
+            assert abs(pair[0] - pair[1]) <= 1, f"the dot moved by {pair[0]}, the block says {pair[1]}"
     with pytest.raises(ValueError, match=r"past is \[1, 2, 2\], frames 2"):
         lewm.cem(model, torch.zeros(1, 2, 1), torch.zeros(1, 1), past=torch.zeros(1, 2, 2))
 
@@ -1559,6 +1561,26 @@ spawn = multiprocessing.get_context("spawn")                # as on Windows and 
 multiprocessing.get_context = lambda method=None: spawn
 pusht.collect(60, workers=2)
 """
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to see processes")
+def test_recording_that_is_killed_leaves_no_process_and_no_file_behind(tmp_path):
+    """Catches workers that wait for ever for a parent that is gone."""
+    def lives(process):
+        with contextlib.suppress(OSError):
+            return bool(Path(f"/proc/{process}/cmdline").read_bytes())      # empty of a zombie
+
+    command = [sys.executable, HERE / "pusht.py", "--episodes", "9999", "--workers", "2", "--out", "data"]
+    recording = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    children, ends = Path(f"/proc/{recording.pid}/task/{recording.pid}/children"), time.time() + 60
+    while time.time() < ends and len(workers := children.read_text().split()) < 2:
+        time.sleep(0.1)
+    time.sleep(1)
+    recording.kill()
+    recording.wait()
+    while time.time() < ends and any(map(lives, workers)):
+        time.sleep(0.1)
+    assert len(workers) == 2 and time.time() < ends and not list(tmp_path.iterdir())
 
 
 def test_recording_in_a_script_without_a_main_guard_says_what_is_missing(tmp_path):
