@@ -146,7 +146,7 @@ SMALL = dict(
 PRESETS = {
     "paper": dict(),                                                # 18.0 M parameters, for one GPU
     "fast": dict(image_size=112, lr=2e-4, steps=30_000, replan=1),  # smaller pictures, for one GPU
-    "nano": dict(SMALL, steps=4000, first_lesson=0.45, train_episodes=6_000),   # for a laptop
+    "nano": dict(SMALL, steps=5400, first_lesson=1 / 3, train_episodes=8_000),  # for a laptop
     "smoke": dict(SMALL, batch_size=32, steps=120, first_lesson=0.5, train_episodes=100,
                   candidates=50, iterations=5, elites=10, episodes=20)}
 
