@@ -8,13 +8,13 @@ Gaussian so that they cannot collapse, and the cross-entropy method plans in tha
     python lewm.py --eval runs/nano/checkpoint.pt   # plan again with a trained model
 
 Map: 1 Config / 2 ViT / 3 Predictor / 4 SIGReg / 5 LeWM / 6 CEM / 7 Data / 8 Training / 9 Planning in a world
-/ 10 Checkpoints / 11 Command line. Sections 2 to 6 are the method. They need torch, and `require` below.
+/ 10 Checkpoints / 11 Command line. Sections 2 to 6 are the method.
 
 Letters:
     B windows in a batch     T frames in a window        D width of an embedding    A numbers in a block
     S side of a picture      P patches in a picture      W width in a network       M SIGReg directions
     N candidate plans        H blocks in a plan          K elite plans              E episodes
-    F rows of a data set     a numbers in an action      L tokens                   n any number
+    R rows of a data set     a numbers in an action      L tokens                   n any number
 B is whatever is batched: frames in `ViT`, episodes in `cem`. `z` is an embedding, `z_hat` a predicted one.
 `actions` are raw, in the world's units. A block is `frame_skip` of them, z-scored, end to end.
 "DIFFERS:" marks where the paper and the authors' code disagree, or where this file leaves them.
@@ -241,7 +241,7 @@ class ConditionalBlock(nn.Module):
 
 
 class Predictor(nn.Module):
-    """The next embedding from the last ones and the actions. z (B,T,D), c (B,T,W) -> (B,T,W)."""
+    """z (B,T,D), encoded actions c (B,T,W) -> (B,T,W), of which pred_proj makes the next embeddings."""
     def __init__(self, cfg):
         super().__init__()
         D, W, self.history = cfg.embed_dim, cfg.predictor_width, cfg.history
@@ -263,7 +263,7 @@ class Predictor(nn.Module):
 # The Sketched Isotropic Gaussian Regulariser (LeJEPA, Balestriero and LeCun, arXiv 2511.08544). A cloud of
 # vectors is N(0, I) exactly when its shadow on every line is N(0, 1) (Cramer-Wold), so look at the shadows on
 # random lines and test each by its characteristic function (Epps-Pulley). A perfect Gaussian sample scores
-# 1.05 on average at any batch size, not 0; a collapsed batch of B scores 0.40 B: it does not pay.
+# 1.05 on average at any batch size, not 0; a collapsed batch of B scores 0.40 B or more.
 
 class CharacteristicFunction(torch.autograd.Function):
     """x (B,...) -> (2,...,n): means over B of cos(kx) and sin(kx), the parts of e^(ikx), k = 0 .. n - 1. As
@@ -279,13 +279,13 @@ class CharacteristicFunction(torch.autograd.Function):
         return torch.stack(means, dim=-1)
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx, grad):        # -Im(sum over k of k (grad_cos - i grad_sin) e^(ikx)) / B
         c, s = ctx.saved_tensors
-        cos = sin = torch.zeros_like(c)
+        re = im = torch.zeros_like(c)
         for k in range(grad.shape[-1] - 1, 0, -1):
-            cos, sin = cos + k * grad[0, ..., k], sin - k * grad[1, ..., k]
-            cos, sin = cos * c - sin * s, sin * c + cos * s
-        return -sin / len(c), None
+            re, im = re + k * grad[0, ..., k], im - k * grad[1, ..., k]
+            re, im = re * c - im * s, im * c + re * s
+        return -im / len(c), None
 
 
 class SIGReg(nn.Module):
@@ -360,10 +360,10 @@ class LeWM(nn.Module):
         """pixels (B,T,3,S,S), blocks (B,T-1,A) -> scalar, {"prediction", "sigreg", "std"}.
 
             L = mean (z_hat[t] - z[t + 1])^2  +  lambda * SIGReg(z)       Section 3 of the paper
-        z_hat[t], made after frame t, is the paper's z_hat_t+1. Windows may hold several examples."""
+        z_hat[t], made after frame t, is the paper's z_hat_t+1. A longer window holds several examples."""
         z, n = self.encode(pixels), self.cfg.history + 1            # (B,T,D)
         examples = z.unfold(1, n, 1).flatten(0, 1).mT               # (B*(T-history),history+1,D)
-        actions = blocks[:, :z.shape[1] - 1].unfold(1, n - 1, 1).flatten(0, 1).mT
+        actions = blocks.unfold(1, n - 1, 1).flatten(0, 1).mT       # (B*(T-history),history,A)
         z_hat = self.predict(examples[:, :-1], actions)
         prediction = F.mse_loss(z_hat.float(), examples[:, 1:].float())     # no detach on either side
         if share := self.cfg.rollout_share:
@@ -373,15 +373,15 @@ class LeWM(nn.Module):
         return prediction + self.cfg.sigreg_weight * sigreg, parts
 
     def own_error(self, z, blocks):
-        """The same error on the model's own predictions, from the first frame alone, as in planning."""
+        """The same error on the model's own predictions, from the first frame alone, like a first plan."""
         own = self.rollout(z[:, :1], blocks[:, None])[:, 0]         # (B,T-1,D)
         error = (own.float() - z[:, 1:].float()).square().mean((0, 2))      # (T-1,)
         return error @ torch.softmax(-0.2 * torch.arange(len(error), device=z.device), 0)   # near ones more
 
     def rollout(self, z, plans):
         """Imagine. z (B,T0,D) context frames, T0 <= history, plans (B,N,H,A) of action blocks -> (B,N,H,D).
-        plans[:, :, t] follows frame t, and the result at t is the predicted frame t + 1. The predictor sees
-        z0, then z0 z1', then z0 z1' z2', then z1' z2' z3' for T0 = 1, history 3 (' marks predictions)."""
+        plans[:, :, t] follows frame t (the first T0 - 1 lie between context frames); the result at t is the
+        predicted frame t + 1. The predictor sees z0, then z0 z1', z0 z1' z2', z1' z2' z3' (T0 = 1; ' is made)."""
         (B, T0, D), (_, N, H, _) = z.shape, plans.shape
         require(T0 <= H, f"{T0} context frames need at least {T0} action blocks, got {H}")
         seen, plans = z[:, None].expand(B, N, T0, D).flatten(0, 1), plans.flatten(0, 1)
@@ -442,10 +442,10 @@ def cem(model, z, z_goal, generators=None, past=None, **settings):
 
 
 # ======== 7 Windows of data ===========================================================================
-# A data set is a dictionary of flat NumPy arrays, all episodes end to end: "action" (F,a), "ep_len" (E,),
-# "ep_offset" (E,), and "pixels" (F,height,width,3) uint8 or "state" (F,...), which a function
-# `render(states, size) -> uint8 (n,3,size,size)` draws on the training device, batch by batch. action[t]
-# is taken in frame t. A window is T frames `frame_skip` steps apart with the blocks between them.
+# A data set is a dictionary of flat NumPy arrays, all episodes end to end: "action" (R,a), "ep_len" (E,),
+# "ep_offset" (E,), maybe "lesson" (E,), 0 or 1, and "pixels" (R,height,width,3) uint8 or "state" (R,...),
+# which `render(states, size) -> uint8 (n,3,size,size)` draws on the training device, batch by batch.
+# action[t] is taken in frame t. A window is T frames `frame_skip` steps apart with the blocks between them.
 
 def check_data(data, cfg):
     """Refuse arrays that do not fit together, naming what is wrong and where."""
@@ -483,7 +483,7 @@ def window_starts(data, cfg, episodes):
 
 
 def action_statistics(action):
-    """action (F,a) -> float32 (4,a): mean, std, lowest, highest. Rows with NaN are left out."""
+    """action (R,a) -> float32 (4,a): mean, std, lowest, highest. Rows with NaN are left out."""
     action = np.asarray(action[~np.isnan(action).any(1)], np.float64)
     std = np.where(action.std(0) < 1e-6, 1, action.std(0))          # a constant action stays as it is
     return torch.tensor(np.stack([action.mean(0), std, action.min(0), action.max(0)])).float()
@@ -592,8 +592,8 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
     starts = [window_starts(data, cfg, episodes[lesson[episodes] == k]) for k in (0, lesson.max())]
     val_starts = window_starts(data, cfg, held_out[lesson[held_out] == lesson.max()])
     short = (data["ep_len"] <= cfg.frame_skip * (cfg.frames - 1)).sum()
-    print(f"{short} of {E} episodes are shorter than a window, {len(val_starts)} windows held out")
-    require(len(starts[1]), "no episode is as long as a window: lower --frame_skip or --frames")
+    print(f"{short} of {E} episodes are too short; {len(val_starts)} windows are held out")
+    require(min(map(len, starts)), "no episode is as long as a window: lower --frame_skip or --frames")
     rows = [np.arange(n) + first for n, first in zip(data["ep_len"][episodes], data["ep_offset"][episodes])]
     model.action_stats.copy_(action_statistics(data["action"][np.concatenate(rows)]))
     if ((model.action_stats[2:] - model.action_stats[0]).abs() > 20 * model.action_stats[1]).any():
@@ -673,8 +673,8 @@ class Planner:
         self.model, self.cfg, self.running = model.eval(), cfg or model.cfg, np.arange(len(goals))
         self.generators = [torch.Generator().manual_seed(1_000_003 * seed + e) for e in range(len(goals))]
         self.z_goal = self.encode(goals)                            # (E,D)
-        self.seen = self.z_goal[:, None][:, :0]                     # (n,t,D) in the n episodes that go on
-        self.blocks = self.seen.new_zeros(len(goals), 0, model.cfg.action_block)    # (n,t,A), and the plan
+        self.seen = self.z_goal.new_zeros(len(goals), 0, model.cfg.embed_dim)       # (n,t,D) of n that go on
+        self.blocks = self.z_goal.new_zeros(len(goals), 0, model.cfg.action_block)  # (n,t,A), and the plan
 
     @torch.no_grad()
     def encode(self, pictures):
@@ -690,7 +690,7 @@ class Planner:
         z = self.encode([environments[e].render() for e in running])
         self.seen, self.blocks = torch.cat([self.seen[go_on], z[:, None]], 1), self.blocks[go_on]
         if t % cfg.horizon % cfg.replan == 0:
-            left = cfg.horizon - t % cfg.horizon                    # DIFFERS: a new plan keeps the deadline
+            left = cfg.horizon - t % cfg.horizon                    # DIFFERS: one deadline, not put off
             first = max(0, t + 1 - min(cfg.context, self.model.cfg.history))
             noise, past = [self.generators[e] for e in running], self.blocks[:, first:t]
             settings = {**vars(cfg), "horizon": left}
@@ -827,4 +827,4 @@ if __name__ == "__main__":
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"lewm.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("lewm.py: stopped; once it trains, the same command with --resume goes on")
+        sys.exit("lewm.py: stopped; a training goes on with the same command and --resume")

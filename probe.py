@@ -465,7 +465,7 @@ def beliefs(held, pairs=40):
                      true=played(model, starts, plans))                         # (E,H,D) each
         for name, path in paths.items():
             lines[name].append(interval((path[:, -1] - z_goal.cpu()).square().sum(-1)).tolist())
-    figure, axes = canvas(9, 3.6, [["at the end of a plan", "five plans, from start (circle) to goal (star)"]])
+    figure, axes = canvas(9, 3.6, [["at the end of a plan", "five plans, from circle to star"]])
     ends, plane = axes.values()
     ylabel = "squared latent distance to the goal"
     draw_lines(ends, counts, lines, "iterations of CEM", xscale="log", ylim=(0, None), ylabel=ylabel)
@@ -570,13 +570,15 @@ def speed(preset, device):
     z = torch.randn(cfg.batch_size, cfg.frames, cfg.embed_dim, device=device, requires_grad=True)
     sigreg = seconds_a_call(lambda: torch.autograd.grad(model.sigreg(z), z)[0].sum().item())
     model.eval()
-    plan = seconds_a_call(lambda: lewm.cem(model, z[:1, 0], z[1:2, 0]).cpu())
+    seen, past = z[:1, :cfg.context].detach(), blocks[:1, :cfg.context - 1]
+    plan = seconds_a_call(lambda: lewm.cem(model, seen, z[1:2, 0], past=past).cpu())
     states, env = torch.from_numpy(data["state"][:256]).to(device), pusht.PushT()
     drawing = seconds_a_call(lambda: pusht.render(states, cfg.image_size).cpu()) / 256
     stepping = seconds_a_call(lambda: env.step([0.1, 0.1]))
     plans = cfg.episodes * cfg.budget / cfg.frame_skip / cfg.replan     # at most, with this many blocks each:
     share = 1 if cfg.replan == cfg.horizon else (cfg.horizon + 1) / 2 / cfg.horizon
-    total = recording * cfg.train_episodes + step * cfg.steps + plans * plan * share
+    episodes = cfg.train_episodes * (1.25 if cfg.first_lesson else 1)
+    total = recording * episodes + step * cfg.steps + plans * plan * share
     return {"training steps a second": 1 / step, "ms of SIGReg in a step": 1000 * sigreg,
             "TFLOP in a step": counter.get_total_flops() / 1e12,
             "TFLOP/s in training": counter.get_total_flops() / 1e12 / step,

@@ -368,8 +368,8 @@ def _episode(seed, index, spread=SPREAD):
 
 # ======== Data sets ===================================================================================
 # Flat arrays with the column names of the authors' files, all episodes end to end.
-#   state (F,7) float32, action (F,2) float32 (action[t] is taken in state[t]), ep_len (E,), ep_offset (E,)
-#   int64; where there are pictures, pixels (F,S,S,3) uint8; where there are lessons, lesson (E,) int64.
+#   state (R,7) float32, action (R,2) float32 (action[t] is taken in state[t]), ep_len (E,), ep_offset (E,)
+#   int64; where there are pictures, pixels (R,S,S,3) uint8; where there are lessons, lesson (E,) int64.
 # States alone are enough: `render` draws them when needed.
 
 COLUMNS = ("state", "action", "ep_len", "ep_offset", "pixels", "lesson")
@@ -500,8 +500,8 @@ def load(path):
 def import_hdf5(source, out, chunk=1024):
     """Convert an HDF5 file in the authors' layout to a folder that `load` maps -> (episodes, rows).
 
-    source: `pixels` (F,S,S,3) uint8, `action` (F,a), and `state` if there is one, with `ep_len` and
-    `ep_offset` (E,), or with `episode_idx` and `step_idx` (F,). `chunk` rows are in memory at a time."""
+    source: `pixels` (R,S,S,3) uint8, `action` (R,a), and `state` if there is one, with `ep_len` and
+    `ep_offset` (E,), or with `episode_idx` and `step_idx` (R,). `chunk` rows are in memory at a time."""
     from lewm import Config, check_data
     try:
         import h5py
@@ -603,11 +603,15 @@ def evaluate(model, cfg, pairs, seed=0, gif=None, planner=None):
     others = baselines(recorded, cfg.budget, model.action_stats.cpu().numpy(), seed)
     result = {"episodes": len(starts), "policies": {}}
     for name, policy in {"LeWM + CEM": planner, **others}.items():
+        began = time.time()
         histories, _ = play(environments(starts, goals, size), policy, cfg.budget)
         result["policies"][name] = score(histories, goals)
-        if gif and policy is planner:
-            draw_outcomes(gif, starts, goals, histories)
-    return {**result, "seconds_per_plan": planner.seconds / planner.plans}
+        if policy is planner:
+            plans = sum(math.ceil(len(states) / cfg.frame_skip / cfg.replan) for states in histories)
+            result["seconds_per_plan"] = (time.time() - began) / plans
+            if gif:
+                draw_outcomes(gif, starts, goals, histories)
+    return result
 
 
 def table(result):
