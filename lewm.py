@@ -381,7 +381,7 @@ class LeWM(nn.Module):
     def rollout(self, z, plans):
         """Imagine. z (B,T0,D) context frames, T0 <= history, plans (B,N,H,A) of action blocks -> (B,N,H,D).
         plans[:, :, t] follows frame t (the first T0 - 1 lie between context frames); the result at t is the
-        predicted frame t + 1. The predictor sees z0, then z0 z1', z0 z1' z2', z1' z2' z3' (T0 = 1; ' is made)."""
+        predicted frame t + 1. For T0 = 1 the predictor sees z0, then z0 z1', z0 z1' z2', z1' z2' z3'."""
         (B, T0, D), (_, N, H, _) = z.shape, plans.shape
         require(T0 <= H, f"{T0} context frames need at least {T0} action blocks, got {H}")
         seen, plans = z[:, None].expand(B, N, T0, D).flatten(0, 1), plans.flatten(0, 1)
@@ -432,7 +432,7 @@ def cem(model, z, z_goal, generators=None, past=None, **settings):
         plans = plans.clamp(low, high)                                      # DIFFERS: the authors do not
         whole = torch.cat([past[:, None].expand(-1, N, -1, -1), plans], 2)  # (B,N,T0-1+H,A)
         parts = zip(z.split(chunk), whole.split(chunk))
-        ends = torch.cat([model.rollout(*part)[:, :, -1] for part in parts])    # (B,N,D)
+        ends = torch.cat([model.rollout(*part)[:, :, -1] for part in parts])  # (B,N,D)
         cost = (ends - z_goal).square().sum(-1)                             # (B,N)
         require(cost.isfinite().all(), "the planning cost is not finite: the model or a picture holds NaN")
         best = cost.topk(K, dim=1, largest=False).indices                   # (B,K)
@@ -593,7 +593,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
     val_starts = window_starts(data, cfg, held_out[lesson[held_out] == lesson.max()])
     short = (data["ep_len"] <= cfg.frame_skip * (cfg.frames - 1)).sum()
     print(f"{short} of {E} episodes are too short; {len(val_starts)} windows are held out")
-    require(min(map(len, starts)), "no episode is as long as a window: lower --frame_skip or --frames")
+    require(min(map(len, starts)), "no episode holds a window: lower --frame_skip or --frames")
     rows = [np.arange(n) + first for n, first in zip(data["ep_len"][episodes], data["ep_offset"][episodes])]
     model.action_stats.copy_(action_statistics(data["action"][np.concatenate(rows)]))
     if ((model.action_stats[2:] - model.action_stats[0]).abs() > 20 * model.action_stats[1]).any():
@@ -645,7 +645,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
             if look or save or step % 10 == 0:
                 now = {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
                 bar.set_postfix(now, refresh=False)
-                require(math.isfinite(now["loss"]), f"step {step}: the loss is not finite, lower --lr {lr:g}")
+                require(math.isfinite(now["loss"]), f"loss not finite at step {step}: lower --lr {lr:g}")
             if look:
                 now.update(grad_norm=grad_norm.item(), lr=lr, seconds=seconds, **diagnose(model, *look_at))
                 metrics.append({"step": step, **now})

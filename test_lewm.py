@@ -542,7 +542,7 @@ def with_nan(action, row):
     (lambda d: {"ep_len": d["ep_len"] + 1}, "do not fit"),
     (lambda d: {"ep_len": d["ep_len"][:-1]}, "equally long"),
     (lambda d: {"pixels": d["pixels"].astype(float)}, "uint8"),
-    (lambda d: {"ep_len": np.array([5, 5, 5, 5])}, "no episode is as long as a window"),
+    (lambda d: {"ep_len": np.array([5, 5, 5, 5])}, "no episode holds a window"),
     (lambda d: {"action": d["action"][:-9]}, "92 actions for 101 rows of pixels"),
     (lambda d: {"action": d["action"][:-4]}, "97 actions for 101 rows of pixels"),     # one less an episode
     (lambda d: {"action": torch.tensor(d["action"])}, "action is not a NumPy array"),
