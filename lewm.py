@@ -513,14 +513,13 @@ def fit_pictures(pixels, size):
 
 def get_batch(model, data, starts, render=None):
     """starts (B,) -> pixels uint8 (B,T,3,S,S), blocks (B,T-1,A), on the model's device."""
-    cfg, device = model.cfg, model.action_stats.device
+    cfg, device, size = model.cfg, model.action_stats.device, model.cfg.image_size
     rows = starts[:, None] + cfg.frame_skip * np.arange(cfg.frames)             # (B,T)
     steps = starts[:, None] + np.arange(cfg.frame_skip * (cfg.frames - 1))      # (B,skip*(T-1))
     frames = data["pixels" if "pixels" in data else "state"][rows.reshape(-1)]
     frames, actions = (torch.from_numpy(x).to(device) for x in (frames, data["action"][steps]))
-    pixels = (fit_pictures(frames.permute(0, 3, 1, 2), cfg.image_size) if "pixels" in data
-              else render(frames.float(), cfg.image_size))                      # (B*T,3,S,S)
-    return pixels.unflatten(0, rows.shape), model.to_blocks(actions.float())
+    pixels = frames.permute(0, 3, 1, 2) if "pixels" in data else render(frames.float(), size)
+    return fit_pictures(pixels, size).unflatten(0, rows.shape), model.to_blocks(actions.float())
 
 
 # ======== 8 Training ==================================================================================
@@ -680,7 +679,7 @@ class Planner:
     def encode(self, pictures):
         """n pictures, uint8 (height,width,3) -> z (n,D). One at a time, for the reason given in `cem`."""
         device, size = self.model.action_stats.device, self.model.cfg.image_size
-        pixels = [torch.tensor(picture, device=device).permute(2, 0, 1) for picture in pictures]
+        pixels = [torch.tensor(x.copy(), device=device).permute(2, 0, 1) for x in pictures]
         return torch.cat([self.model.encode(fit_pictures(x[None], size)) for x in pixels])
 
     def __call__(self, running, environments):

@@ -116,7 +116,7 @@ class Dot:
     def render(self):
         picture = np.zeros((32, 32, 3), np.uint8)
         picture[:, round(self.place)] = 255
-        return picture
+        return picture[::-1]                                # MuJoCo's are mirrored views, too
 
 
 class DotModel(lewm.LeWM):
