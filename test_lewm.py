@@ -1004,6 +1004,20 @@ print(histories[0].shape, reached, sorted({"pusht", "pymunk", "matplotlib"} & se
     assert ended.stdout.endswith("\n(5, 1) [False] []\n"), ended.stdout + ended.stderr
 
 
+def test_the_readmes_other_world_is_recorded_trained_and_planned_in_with_this_one_file(tmp_path):
+    """Catches Push-T in the training or the planner, and an example that does not run as it stands."""
+    blocks = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(encoding="utf-8"), re.S)
+    script, = [block for block in blocks if "class TwoRoom" in block]
+    assert script.count("\n") <= 60 and script.count("steps=600") == 1 and script.count("[:100]") == 1
+    script = script.replace("steps=600", "steps=2").replace("[:100]", "[:3]")
+    (project(tmp_path) / "tworoom.py").write_text(script, encoding="utf-8")
+    ended = run_python("tworoom.py", cwd=tmp_path)
+    rows = [line.split("%")[0].split() for line in ended.stdout.splitlines() if "interval" in line]
+    names = ["LeWM + CEM", "random", "nothing", "recorded"]
+    assert [" ".join(row[:-1]) for row in rows] == names, ended.stdout + ended.stderr
+    assert rows[2][-1] == "0" and rows[3][-1] == "3", "nothing reaches no goal, the recorded actions reach all"
+
+
 def test_importing_the_file_does_nothing_and_needs_no_push_t(tmp_path):
     """Catches work at import, and a file that cannot be copied into another project alone."""
     code = "import sys, lewm; print(sorted({'pusht', 'pymunk', 'matplotlib'} & set(sys.modules)))"
@@ -1887,6 +1901,33 @@ def test_the_ceiling_reports_every_kind_of_policy(tmp_path, monkeypatch):
 
 
 # ======== probe.py: Command line ======================================================================
+
+def test_beliefs_play_the_plans_that_were_imagined(monkeypatch):
+    """Catches plans played z-scored, from other starts, or seen at other times than imagination does."""
+    model = lewm.LeWM(tiny()).eval()
+    model.action_stats.copy_(torch.tensor([[0.1, -0.1], [0.5, 0.4], [-1, -1], [1, 1]]))
+    starts, plans = np.array([[100.0, 100, 256, 300, 1, 0, 0], [400, 90, 250, 260, 2, 0, 0]]), noise(2, 3, 10)
+    seen = []
+    monkeypatch.setattr(probe, "encode", lambda model, pixels: pixels)
+    monkeypatch.setattr(probe, "draw", lambda states, size: seen.append(states) or torch.zeros(2, 3, 4))
+    probe.played(model, starts, plans)
+    env = pusht.PushT()
+    for start, plan, states in zip(starts, plans, seen[0]):
+        env.reset(options={"state": start})
+        path = [env.step(action)[0] for action in model.to_actions(plan).numpy()]
+        assert np.allclose(states, path[4::5], atol=1e-4)
+
+
+def test_the_speed_of_this_machine_is_that_of_the_projects_own_code(monkeypatch):
+    """Catches a part that is timed as zero, and a training that is not stopped."""
+    calls = []
+    monkeypatch.setattr(probe, "seconds_a_call", lambda work: calls.append(work()) or 0.5)
+    step = probe.seconds_a_step
+    monkeypatch.setattr(probe, "seconds_a_step", lambda *setup: step(*setup, least=0.0))
+    rows = probe.speed("smoke", torch.device("cpu"))
+    assert len(calls) == 5 and all(0 < value < math.inf for value in rows.values()), rows
+    assert rows["ms a plan"] == 500 and rows["pictures drawn a second"] == 512
+
 
 def test_probe_cli_leaves_its_pictures_and_numbers(tmp_path, capsys):
     """Catches a part that breaks on another checkpoint, and figures that are not written down."""
