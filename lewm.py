@@ -672,7 +672,7 @@ class Planner:
         self.model, self.cfg, self.running = model.eval(), cfg or model.cfg, np.arange(len(goals))
         self.generators = [torch.Generator().manual_seed(1_000_003 * seed + e) for e in range(len(goals))]
         self.z_goal = self.encode(goals)                            # (E,D)
-        self.seen = self.z_goal.new_zeros(len(goals), 0, model.cfg.embed_dim)       # (n,t,D) of n that go on
+        self.seen = self.z_goal.new_zeros(len(goals), 0, self.z_goal.shape[1])      # (n,t,D) of n that go on
         self.blocks = self.z_goal.new_zeros(len(goals), 0, model.cfg.action_block)  # (n,t,A), and the plan
 
     @torch.no_grad()
