@@ -584,7 +584,7 @@ def speed(preset, device):
             "TFLOP/s in training": counter.get_total_flops() / 1e12 / step,
             "TFLOP/s in one large matrix product": 2 * 4096 ** 3 / 1e12 / product, "ms a plan": 1000 * plan,
             "pictures drawn a second": 1 / drawing, "env steps a second": 1 / stepping,
-            "episodes recorded a second": 1 / recording, "minutes for all of --train": total / 60}
+            "episodes recorded a second": 1 / recording, "minutes for --train, at most": total / 60}
 
 
 # ======== 6 The authors' weights ======================================================================
