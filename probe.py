@@ -452,9 +452,9 @@ def played(model, starts, plans):
     return encode(model, draw(np.array(paths, np.float32), model.cfg.image_size))
 
 
-def beliefs(held, pairs=40):
-    """Squared latent distance to the goal at a plan's end: as imagined, and as it came true."""
-    model, counts = held.model, (1, 2, 4, 8, 16, 32)
+def beliefs(held):
+    """Squared latent distance to the goal at a plan's end: as imagined, and as it came true. Up to 40 pairs."""
+    model, counts, pairs = held.model, (1, 2, 4, 8, 16, 32), min(40, len(held.z))
     starts, goals, _ = pusht.held_out_pairs(pairs, "dev", held.seed, model.cfg.goal_distance)
     both = np.stack([starts, goals], 1).astype(np.float32)
     z, z_goal = encode(model, draw(both, model.cfg.image_size)).to(model.action_stats.device).unbind(1)

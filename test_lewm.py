@@ -1015,7 +1015,7 @@ def test_the_readmes_other_world_is_recorded_trained_and_planned_in_with_this_on
     rows = [line.split("%")[0].split() for line in ended.stdout.splitlines() if "interval" in line]
     names = ["LeWM + CEM", "random", "nothing", "recorded"]
     assert [" ".join(row[:-1]) for row in rows] == names, ended.stdout + ended.stderr
-    assert rows[2][-1] == "0" and rows[3][-1] == "3", "nothing reaches no goal, the recorded actions reach all"
+    assert rows[2][-1] == "0" and rows[3][-1] == "3", "nothing reaches no goal, recorded actions reach all"
 
 
 def test_importing_the_file_does_nothing_and_needs_no_push_t(tmp_path):
