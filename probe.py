@@ -453,7 +453,7 @@ def played(model, starts, plans):
 
 
 def beliefs(held):
-    """Squared latent distance to the goal at a plan's end, imagined and as it came true, of up to 40 pairs."""
+    """Squared latent distance to the goal at a plan's end, imagined and as it came true, of 40 pairs."""
     model, counts, pairs = held.model, (1, 2, 4, 8, 16, 32), min(40, len(held.z))
     starts, goals, _ = pusht.held_out_pairs(pairs, "dev", held.seed, model.cfg.goal_distance)
     both = np.stack([starts, goals], 1).astype(np.float32)
