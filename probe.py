@@ -85,6 +85,14 @@ def imagine(model, z, blocks):
     return torch.cat([z, model.rollout(seen, blocks)[:, 0, seen.shape[1] - 1:].cpu()], dim=1)
 
 
+def played(starts, actions):
+    """Play raw actions (E,n,skip,2) without looking, from states (E,7) -> states after each block (E,n,7)."""
+    paths = []
+    for env, blocks in zip(pusht.environments(starts, starts, 8), actions):
+        paths.append([[env.step(action)[0] for action in block][-1] for block in blocks])
+    return np.array(paths, np.float32)
+
+
 def probe_targets(states):
     """states (...,7) -> what probes read, the TARGETS (...,6)."""
     states = torch.as_tensor(states).float()
@@ -251,15 +259,13 @@ def surprise(model, z, blocks):
 
 def teleported(states, actions, distance, seed):
     """From frame MOMENT on, agent and block are `distance` px away, or anywhere if None; actions stay."""
-    rng, result, skip = np.random.default_rng(seed), states.copy(), actions.shape[2]
+    rng, result = np.random.default_rng(seed), states.copy()
     if distance is None:
         moved = [pusht.random_state(rng) for _ in states]
     else:
         moved = displaced(states[:, MOMENT], "block px", distance, seed)
         moved = displaced(moved, "agent px", distance, seed + 1)
-    for e, env in enumerate(pusht.environments(moved, moved, 8)):
-        later = [env.step(action)[0] for action in actions[e, MOMENT:].reshape(-1, 2)]
-        result[e, MOMENT:] = [moved[e], *later[skip - 1::skip]]
+    result[:, MOMENT], result[:, MOMENT + 1:] = moved, played(moved, actions[:, MOMENT:])
     return result
 
 
@@ -444,14 +450,6 @@ def landscape(held):
     return result, figure
 
 
-def played(model, starts, plans):
-    """Play plans (E,H,A) without looking, from states (E,7) -> embeddings after each block (E,H,D)."""
-    skip, paths, actions = model.cfg.frame_skip, [], model.to_actions(plans).cpu().numpy()
-    for env, sequence in zip(pusht.environments(starts, starts, 8), actions):
-        paths.append([env.step(action)[0] for action in sequence][skip - 1::skip])
-    return encode(model, draw(np.array(paths, np.float32), model.cfg.image_size))
-
-
 def beliefs(held):
     """Squared latent distance to the goal at a plan's end, imagined and as it came true, of 40 pairs."""
     model, counts, pairs = held.model, (1, 2, 4, 8, 16, 32), min(40, len(held.z))
@@ -461,8 +459,9 @@ def beliefs(held):
     lines = {"imagined": [], "true": []}
     for count in counts:
         plans = lewm.cem(model, z, z_goal, iterations=count)
-        paths = dict(imagined=imagine(model, z[:, None].cpu(), plans.cpu())[:, 1:],
-                     true=played(model, starts, plans))                         # (E,H,D) each
+        actions = model.to_actions(plans).cpu().numpy().reshape(*plans.shape[:2], model.cfg.frame_skip, -1)
+        paths = dict(imagined=imagine(model, z[:, None].cpu(), plans.cpu())[:, 1:],         # (E,H,D) each
+                     true=encode(model, draw(played(starts, actions), model.cfg.image_size)))
         for name, path in paths.items():
             lines[name].append(interval((path[:, -1] - z_goal.cpu()).square().sum(-1)).tolist())
     figure, axes = canvas(9, 3.6, [["at the end of a plan", "five plans, from circle to star"]])

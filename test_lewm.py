@@ -1902,19 +1902,15 @@ def test_the_ceiling_reports_every_kind_of_policy(tmp_path, monkeypatch):
 
 # ======== probe.py: Command line ======================================================================
 
-def test_beliefs_play_the_plans_that_were_imagined(monkeypatch):
+def test_beliefs_play_the_plans_that_were_imagined():
     """Catches plans played z-scored, from other starts, or seen at other times than imagination does."""
     model = lewm.LeWM(tiny()).eval()
     model.action_stats.copy_(torch.tensor([[0.1, -0.1], [0.5, 0.4], [-1, -1], [1, 1]]))
     starts, plans = np.array([[100.0, 100, 256, 300, 1, 0, 0], [400, 90, 250, 260, 2, 0, 0]]), noise(2, 3, 10)
-    seen = []
-    monkeypatch.setattr(probe, "encode", lambda model, pixels: pixels)
-    monkeypatch.setattr(probe, "draw", lambda states, size: seen.append(states) or torch.zeros(2, 3, 4))
-    probe.played(model, starts, plans)
-    env = pusht.PushT()
-    for start, plan, states in zip(starts, plans, seen[0]):
+    raw, env = model.to_actions(plans).numpy(), pusht.PushT()
+    for start, actions, states in zip(starts, raw, probe.played(starts, raw.reshape(2, 3, 5, 2))):
         env.reset(options={"state": start})
-        path = [env.step(action)[0] for action in model.to_actions(plan).numpy()]
+        path = [env.step(action)[0] for action in actions]
         assert np.allclose(states, path[4::5], atol=1e-4)
 
 
