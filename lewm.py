@@ -471,8 +471,9 @@ def check_data(data, cfg):
 
 def split_episodes(episodes, held_out, seed):
     """Whole episodes to training or to validation: overlapping windows must not be on both sides."""
-    order, count = np.random.default_rng(seed).permutation(episodes), math.ceil(held_out * episodes)
-    return np.sort(order[min(count, episodes - 1):]), np.sort(order[:min(count, episodes - 1)])
+    order = np.random.default_rng(seed).permutation(episodes)
+    count = min(math.ceil(held_out * episodes), episodes - 1)
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 def window_starts(data, cfg, episodes):
