@@ -171,7 +171,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """One encoder layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """One encoder layer: x + attention(norm(x)), then x + mlp(norm(x)), for the first few tokens or all."""
     def __init__(self, width, heads):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-12)
@@ -179,8 +179,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=1e-12)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x, first=None):
+        x = (x + self.attn(self.norm1(x)))[:, :first]
         return x + self.mlp(self.norm2(x))
 
 
@@ -188,23 +188,23 @@ class ViT(nn.Module):
     """Frames to vectors. x float (B,3,S,S), normalised -> (B,W)."""
     def __init__(self, cfg):
         super().__init__()
-        size, width, heads = cfg.patch_size, cfg.encoder_width, cfg.encoder_heads
-        self.patch_embed = nn.Conv2d(3, width, kernel_size=size, stride=size)
+        self.size, width, heads = cfg.patch_size, cfg.encoder_width, cfg.encoder_heads
+        self.patch_embed = nn.Conv2d(3, width, kernel_size=self.size, stride=self.size)
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
-        P = (cfg.image_size // size) ** 2
+        P = (cfg.image_size // self.size) ** 2
         self.pos_embedding = nn.Parameter(cfg.position_std * torch.randn(1, 1 + P, width))
         self.layers = nn.ModuleList(Block(width, heads) for _ in range(cfg.encoder_depth))
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, x):
         # a convolution without overlap is a matrix product, which trains faster on a CPU
-        x = F.pixel_unshuffle(x, self.patch_embed.stride[0]).flatten(2).mT.contiguous()    # (B,P,3*patch^2)
+        x = x.unflatten(3, (-1, self.size)).unflatten(2, (-1, self.size))       # (B,3,rows,size,columns,size)
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)                # (B,P,3*size^2)
         x = F.linear(x, self.patch_embed.weight.flatten(1), self.patch_embed.bias)      # (B,P,W)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)        # (B,1+P,W)
-        x = x + self.pos_embedding
-        for layer in self.layers:
-            x = layer(x)
-        return self.norm(x[:, 0])                                               # (B,W), the CLS token
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embedding
+        for layer in self.layers[:-1]:
+            x = layer(x)                                                        # (B,1+P,W)
+        return self.norm(self.layers[-1](x, first=1)[:, 0])                     # (B,W), the CLS token alone
 
 
 # ======== 3 Action encoder and AdaLN-zero predictor ===================================================
@@ -348,7 +348,7 @@ class LeWM(nn.Module):
         require(looks == (3, S, S), f"pictures are {looks}, not (3, {S}, {S}): see fit_pictures")
         require(whole or pixels.min() < 0 or pixels.max() > 1, "pictures in [0, 1]: give uint8")
         if whole:
-            pixels = torch.einsum("cd,...dhw->...chw", self.colour_map, pixels / 255 - self.picture_mean)
+            pixels = (self.colour_map @ (pixels / 255 - self.picture_mean).flatten(-2)).view(pixels.shape)
         return self.projector(self.encoder(pixels.reshape(-1, *looks))).view(*pixels.shape[:-3], -1)
 
     def predict(self, z, blocks):
