@@ -608,7 +608,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
 
     step, seconds, metrics = 0, 0.0, []
     if resume and out and path.exists():
-        _, _, saved = load_checkpoint(path, changes=vars(cfg))
+        _, _, saved = load_checkpoint(path, changes=vars(cfg), kind=type(model))
         require(saved.get("checksum") == checksum, f"{path} is of other data: use the same --data")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -746,12 +746,12 @@ def read_weights(path):
     return content
 
 
-def load_checkpoint(path, device="cpu", changes={}):
+def load_checkpoint(path, device="cpu", changes={}, kind=LeWM):
     """-> LeWM in evaluation mode, its Config, and the whole dictionary. changes: {field: value} of Config,
-    which may differ from the checkpoint in what stands from `compile` on."""
+    which may differ from the checkpoint in what stands from `compile` on. kind: LeWM, or a subclass."""
     saved = read_weights(path)
     try:
-        model = LeWM(Config(**saved["config"]))
+        model = kind(Config(**saved["config"]))
         model.load_state_dict(saved["model"])
     except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is no checkpoint of this version ({str(error)[:80]!r})") from error

@@ -13,11 +13,11 @@ Map: Held-out data and pictures / 1 Probes / 2 Surprise / 3 Geometry, imaginatio
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,7 +39,7 @@ RED, GREY = np.array([200, 40, 40]), np.array(pusht.COLOURS["block"])
 
 # ======== Held-out data and pictures ==================================================================
 
-@dataclass
+@dataclasses.dataclass
 class Held:
     """Trajectories that no training can see: T frames, `frame_skip` env steps apart, and blocks between."""
     model: lewm.LeWM
@@ -522,6 +522,111 @@ def ceiling(pairs, seed=0):
     return {**result, "policies": rows}
 
 
+# ======== 5 Comparisons ===============================================================================
+# What would another loss have made of the same networks, data, steps and planner?
+
+PLDM_WEIGHTS = {"variance": 1.0, "covariance": 0.04, "time variance": 0.1, "time covariance": 0.01,
+                "smoothness": 0.1, "inverse dynamics": 1.0}
+
+
+def vicreg(z):
+    """z (groups,n,D) -> how far the standard deviations stay below 1, and the covariances, squared: the two
+    terms of VICReg (Bardes, Ponce and LeCun, arXiv 2105.04906), over the n vectors of each group."""
+    z = z - z.mean(1, keepdim=True)
+    covariance = z.mT @ z / (z.shape[1] - 1)                                # (groups,D,D)
+    variance = covariance.diagonal(dim1=1, dim2=2)                          # (groups,D)
+    others = covariance.square().sum((1, 2)) - variance.square().sum(1)
+    return torch.relu(1 - (variance + 1e-4).sqrt()).mean(), others.mean() / z.shape[2]
+
+
+class PLDM(lewm.LeWM):
+    """LeWM's networks with the loss of PLDM (Sobal et al., arXiv 2502.14819): in place of SIGReg six terms,
+    each with a weight to tune. VICReg's two over the batch at each time, the same over time in each window,
+    short steps, and actions that can be read off two consecutive embeddings."""
+    def __init__(self, cfg, weights=PLDM_WEIGHTS):
+        super().__init__(cfg)
+        self.weights, inputs = weights, 2 * cfg.embed_dim
+        self.inverse = nn.Sequential(nn.Linear(inputs, 256), nn.GELU(), nn.Linear(256, cfg.action_block))
+
+    def loss(self, pixels, blocks):
+        """pixels (B,T,3,S,S), blocks (B,T-1,A), T = history + 1 -> scalar, {name of a term: scalar}."""
+        z, share = self.encode(pixels), self.cfg.rollout_share              # (B,T,D)
+        prediction = nn.functional.mse_loss(self.predict(z[:, :-1], blocks), z[:, 1:])
+        prediction = (1 - share) * prediction + share * self.own_error(z, blocks)
+        variance, covariance = vicreg(z.transpose(0, 1))                    # T groups of B
+        time_variance, time_covariance = vicreg(z)                          # B groups of T
+        smoothness = (z[:, 1:] - z[:, :-1]).square().mean()
+        inverse = (self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1)) - blocks).square().mean()
+        terms = variance, covariance, time_variance, time_covariance, smoothness, inverse
+        terms = dict(zip(PLDM_WEIGHTS, terms))
+        parts = {"prediction": prediction, **terms, "std": z.std(0).mean()}
+        loss = prediction + sum(self.weights[name] * term for name, term in terms.items())
+        return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def trial(kind, cfg, data, problems, out, device):
+    """Train a model of this kind, plan, probe -> {what: number}. What the folder `out` has is not redone."""
+    path, names = out / "trial.json", ("val_prediction", "val_copy_last", "val_shuffled_ratio",
+                                       "effective_rank", "straightness")
+    if path.exists():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        lewm.require(saved["config"] == vars(cfg), f"{path} is of other settings: use another --out")
+        return saved["row"]
+    torch.manual_seed(cfg.seed)
+    model = lewm.train(cfg, data, out, True, device, model=kind(cfg))
+    score_of = pusht.evaluate(model, cfg, problems)["policies"]["LeWM + CEM"]
+    row = dict(zip(("success", "from", "to"), (score_of["success"], *score_of["interval"])))
+    row.update(object_success=score_of["object_success"])
+    row.update({name: pusht.read_metrics(out)[name][-1].item() for name in names})
+    states, half = trajectories(240, cfg)[0], 120
+    z, truth = encode(model, draw(states, cfg.image_size)), probe_targets(states)       # (E,T,D), (E,T,6)
+    read = fit_linear(z[:half].flatten(0, 1), truth[:half].flatten(0, 1))
+    known = score(read(z[half:]).flatten(0, 1), truth[half:].flatten(0, 1))
+    row.update({f"linear r, {group}": known[group]["r"] for group in GROUPS})
+    path.write_text(json.dumps({"config": vars(cfg), "row": row}), encoding="utf-8")
+    return row
+
+
+def compare_pldm(out, device, pairs=200, steps=1800, episodes=4000):
+    """LeWM and PLDM on the same networks, data, steps, planner and test pairs -> {name: row of `trial`}."""
+    cfg = lewm.Config.preset("nano", steps=steps, train_episodes=episodes)
+    data = pusht.collect_lessons(episodes, cfg.seed)
+    problems = pusht.held_out_pairs(pairs, "test", 0, cfg.goal_distance)
+    rows = {kind.__name__: trial(kind, cfg, data, problems, out / kind.__name__, device)
+            for kind in (lewm.LeWM, PLDM)}
+    draw_curves([out / name for name in rows], out / "pldm.png")
+    return rows
+
+
+def bisect_lambda(out, device, runs=7, pairs=100, steps=900, episodes=2000):
+    """The weight of SIGReg by golden-section search -> {weight: row of `trial`}, on development pairs. Each
+    run cuts the range of log10(weight) to 0.62 of it, given that the criterion has one summit."""
+    cfg, rows = lewm.Config.preset("nano", steps=steps, train_episodes=episodes), {}
+    data = pusht.collect_lessons(episodes, cfg.seed)
+    problems, share = pusht.held_out_pairs(pairs, "dev", 0, cfg.goal_distance), (math.sqrt(5) - 1) / 2
+
+    def height(x):
+        weight = float(f"{10 ** x:.3g}")
+        if weight not in rows:
+            new = dataclasses.replace(cfg, sigreg_weight=weight)
+            rows[weight] = trial(lewm.LeWM, new, data, problems, out / f"{weight:g}", device)
+            print("\n".join(summary(f"lambda {weight:g}", rows[weight])), flush=True)
+        return rows[weight]["val_shuffled_ratio"]
+
+    low, high = -3.0, 1.0
+    while len(rows) < runs:                         # of the two places one is new, the other was there before
+        left, right = high - share * (high - low), low + share * (high - low)
+        low, high = (low, right) if height(left) > height(right) else (left, high)
+    rows = dict(sorted(rows.items()))
+    figure, axes = canvas(11, 3.2, [["success", "effective_rank", "val_shuffled_ratio"]])
+    for name, axis in axes.items():
+        columns = ("success", "from", "to") if name == "success" else (name,)
+        line = {name: np.squeeze([[row[column] for column in columns] for row in rows.values()])}
+        draw_lines(axis, [*rows], line, "weight of SIGReg", xscale="log", ylim=(0, None))
+    figure.savefig(out / "lambda.png", dpi=110)
+    return rows
+
+
 # ======== 5 Speed =====================================================================================
 # How fast is this machine, and how long will `lewm.py --train` take? What is timed is that very code.
 
@@ -660,6 +765,7 @@ def save_official(model, path, transformers=4):
 
 PARTS = {"probes": probes, "surprise": surprises, "geometry": geometry, "imagination": imagination,
          "actions": action_use, "landscape": landscape, "beliefs": beliefs}
+COMPARISONS = {"pldm": compare_pldm, "lambda": bisect_lambda}
 
 
 def summary(name, result):
@@ -676,6 +782,9 @@ def parse_arguments(argv):
     flag = parser.add_argument
     flag("checkpoint", metavar="CKPT", nargs="?", help="of lewm.py, such as assets/nano.pt")
     flag("--ceiling", choices=["simulator"], help="instead: plan with a perfect model")
+    flag("--compare", choices=["pldm"], help="instead: LeWM beside another model, see README")
+    flag("--bisect-lambda", dest="compare", action="store_const", const="lambda",
+         help="instead: search the weight of SIGReg with seven short trainings")
     flag("--speed", choices=lewm.PRESETS, help="instead: time this machine, in about a minute")
     flag("--curves", metavar="RUN", nargs="+", help="instead: draw metrics.csv of up to 4 trainings")
     flag("--import", dest="weights", metavar="FILE", help="instead: read the authors' weights")
@@ -688,10 +797,10 @@ def parse_arguments(argv):
     flag("--seed", type=int, default=0, help="which held-out episodes; default: 0")
     flag("--device", help="cpu, cuda, mps; default: the best there is")
     args = parser.parse_args(argv)
-    modes = [args.checkpoint, args.ceiling, args.speed, args.curves, args.weights, args.export]
+    modes = [args.checkpoint, args.ceiling, args.compare, args.speed, args.curves, args.weights, args.export]
     lewm.require(sum(map(bool, modes)) == 1, "say which checkpoint, as in: python probe.py "
-                 "assets/nano.pt; or one of --ceiling, --speed, --curves, --import and --export")
-    lewm.require(args.out or any(modes[:3]), "say where the result goes with --out FILE")
+                 "assets/nano.pt; or one flag of those with \"instead\" in --help")
+    lewm.require(args.out or any(modes[:4]), "say where the result goes with --out FILE")
     lewm.require({*args.only.split(",")} <= {*PARTS}, f"--only {args.only}: the parts are {','.join(PARTS)}")
     for name, least in dict(episodes=8, steps=1, pairs=1, seed=0).items():
         lewm.require(vars(args)[name] >= least, f"--{name} is {vars(args)[name]}, not at least {least}")
@@ -728,13 +837,16 @@ def main(argv):
     if args.ceiling:
         result["ceiling"] = ceiling(args.pairs, args.seed)
         print(pusht.table(result["ceiling"]))
+    elif args.compare:
+        result[args.compare] = COMPARISONS[args.compare](out, lewm.pick_device(args.device))
+        print("\n".join(summary(args.compare, result[args.compare])))
     else:
         held = held_out(args)
         for name in [name for name in PARTS if name in args.only.split(",")]:
             result[name], figure = PARTS[name](held)
             figure.savefig(out / f"{name}.png", dpi=110)
             print("\n".join(summary(name, result[name])), flush=True)
-    path = out / ("ceiling.json" if args.ceiling else "probe.json")
+    path = out / ("probe.json" if args.checkpoint else f"{[*result][-1]}.json")
     path.write_text(json.dumps(result, indent=1, default=float), encoding="utf-8")
     print(f"all numbers and pictures in {out}")
 

@@ -1900,6 +1900,78 @@ def test_the_ceiling_reports_every_kind_of_policy(tmp_path, monkeypatch):
     assert {"random actions", "doing nothing", "recorded actions"} < set(policies)
 
 
+# ======== probe.py: Comparisons =======================================================================
+
+def test_the_terms_of_vicreg_have_known_answers():
+    """Catches a batch that is pooled with time, a diagonal that counts, and collapse that goes unnoticed."""
+    z = noise(3, 20_000, 4)                                 # three groups of N(0, I)
+    assert all(term < 0.01 for term in probe.vicreg(z))
+    variance, covariance = probe.vicreg(0 * z + torch.arange(3)[:, None, None])     # three points
+    assert variance == pytest.approx(0.99) and covariance < 1e-9
+    variance, covariance = probe.vicreg(z[..., :1].expand(-1, -1, 4))
+    assert variance < 0.01 and covariance == pytest.approx(3, rel=0.05)     # 12 covariances of 1, of 4 numbers
+
+
+def test_pldm_is_trained_by_each_of_its_terms_and_resumes_exactly(tmp_path):
+    """Catches a term without a gradient or a weight, and a subclass whose checkpoint cannot be read again."""
+    cfg, data = tiny(steps=4, checkpoint_minutes=0.0), counting_data()
+    model = probe.PLDM(cfg, dict.fromkeys(probe.PLDM_WEIGHTS, 0.0)).train()
+    batch = lewm.get_batch(model, data, np.arange(4))
+    least, parts = model.loss(*batch)
+    assert least == parts["prediction"] and {*probe.PLDM_WEIGHTS, "std"} < {*parts}
+    for name in probe.PLDM_WEIGHTS:
+        model.weights = {**dict.fromkeys(probe.PLDM_WEIGHTS, 0.0), name: 2.0}
+        more, weight = model.loss(*batch)[0] - least, model.encoder.cls_token
+        assert more.item() == pytest.approx(2 * parts[name].item(), abs=1e-5)
+        gradient, = torch.autograd.grad(more, weight, retain_graph=True)
+        assert gradient.abs().sum() > 0, name
+
+    def trained(out, stop):
+        torch.manual_seed(0)
+        model, losses = probe.PLDM(cfg), []
+        whole = model.loss
+        model.loss = lambda *batch: losses.append(1) or (stop and len(losses) == 3 and 1 / 0) or whole(*batch)
+        return lewm.train(cfg, data, out, resume=True, device="cpu", model=model)
+
+    with pytest.raises(ZeroDivisionError):
+        trained(tmp_path / "stopped", True)
+    models = [trained(tmp_path / name, False) for name in ("stopped", "whole")]
+    for a, b in zip(*(model.state_dict().values() for model in models)):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_comparison_trains_both_models_once_and_refuses_other_settings(tmp_path, monkeypatch):
+    """Catches a model compared with itself, minutes spent twice, and old numbers taken for new ones."""
+    settings = dict(pairs=2, steps=2, episodes=12)
+    rows = probe.compare_pldm(tmp_path, "cpu", **settings)
+    assert list(rows) == ["LeWM", "PLDM"] and rows["LeWM"] != rows["PLDM"]
+    assert all(0 <= row["from"] <= row["success"] <= row["to"] <= 1 for row in rows.values())
+    assert (tmp_path / "pldm.png").read_bytes()[:4] == b"\x89PNG"
+    monkeypatch.setattr(lewm, "train", None)                # again: nothing is trained
+    assert probe.compare_pldm(tmp_path, "cpu", **settings) == rows
+    with pytest.raises(ValueError, match="other settings"):
+        probe.compare_pldm(tmp_path, "cpu", **{**settings, "steps": 3})
+
+
+@pytest.mark.parametrize("summit", [0.004, 0.12, 3.0])
+def test_the_search_for_lambda_closes_in_on_a_summit(summit, tmp_path, monkeypatch):
+    """Catches a range that is cut on the wrong side, and places that are tried twice."""
+    tried = []
+
+    def hill(kind, cfg, data, problems, out, device):
+        tried.append(cfg.sigreg_weight)
+        return {"success": 0, "from": 0, "to": 1, "effective_rank": 1,
+                "val_shuffled_ratio": -abs(math.log(cfg.sigreg_weight / summit))}
+
+    monkeypatch.setattr(probe, "trial", hill)
+    monkeypatch.setattr(pusht, "collect_lessons", lambda *args: None)
+    rows = probe.bisect_lambda(tmp_path, "cpu", pairs=2)
+    assert list(rows) == sorted(tried) and len(tried) == 7
+    best = max(rows, key=lambda weight: rows[weight]["val_shuffled_ratio"])
+    assert abs(math.log10(best / summit)) < 4 * 0.618 ** 6
+    assert (tmp_path / "lambda.png").read_bytes()[:4] == b"\x89PNG"
+
+
 # ======== probe.py: Command line ======================================================================
 
 def test_beliefs_play_the_plans_that_were_imagined():
