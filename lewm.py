@@ -16,7 +16,7 @@ Letters:
     N candidate plans        H blocks in a plan          K elite plans              E episodes
     R rows of a data set     a numbers in an action      L tokens                   n any number
 B is whatever is batched: frames in `ViT`, episodes in `cem`. `z` is an embedding, `z_hat` a predicted one.
-`actions` are raw, in the world's units. A block is `frame_skip` of them, z-scored, end to end.
+`actions` are raw, in the world's units. Block t: the `frame_skip` of them from frame t to t + 1, z-scored.
 "DIFFERS:" marks where the paper and the authors' code disagree, or where this file leaves them.
 """
 
@@ -491,7 +491,7 @@ def action_statistics(action):
 
 
 def colour_statistics(pixels, floor=1e-3):
-    """pixels uint8 (n,3,S,S) -> mean picture (3,S,S), and the map (3,3) that whitens colours: rare ones
+    """pixels uint8 (n,3,S,S) -> for `encode`: mean picture (3,S,S), map (3,3) that whitens colours: rare ones
     (the agent's) then weigh as much as common ones (the block's). floor: share of the largest variance."""
     pixels = pixels.cpu().float() / 255                             # not every device has eigh
     mean = pixels.mean(0)
