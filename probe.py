@@ -691,6 +691,52 @@ def speed(preset, device):
             "episodes recorded a second": 1 / recording, "minutes for --train, at most": total / 60}
 
 
+def kept_bytes(work):
+    """Bytes that autograd keeps for the gradient of what work() returns, weights too, each tensor once."""
+    kept = {}
+
+    def keep(x):
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        work_is_alive = work()                                  # so that no address is used twice
+    del work_is_alive
+    return sum(kept.values())
+
+
+def growth(cfg, device):
+    """How cost grows with one setting at a time -> {setting: {its value: {"seconds", "GB"}}} of a training
+    step with picture size and batch, {"seconds"} of a plan with candidates and horizon; and a figure."""
+    ranges = {"image_size": (32, 64, 128, 224), "batch_size": (16, 32, 64, 128),
+              "candidates": (50, 100, 200, 400), "horizon": (1, 2, 4, 8)}
+    result, (figure, axes) = {name: {} for name in ranges}, canvas(11, 3, [[*ranges]])
+    training = "image_size", "batch_size"
+    for name, value in ((name, value) for name in ranges for value in ranges[name]):
+        new = dataclasses.replace(cfg, **{name: value})
+        model, z = lewm.LeWM(new).to(device), torch.randn(1, new.embed_dim, device=device)
+        shape = new.batch_size, new.frames, 3, new.image_size, new.image_size
+        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+        blocks = torch.randn(new.batch_size, new.frames - 1, new.action_block, device=device)
+        if name in training:
+            seconds = seconds_a_call(lambda: model.loss(pixels, blocks)[0].backward())
+            memory = kept_bytes(lambda: model.loss(pixels, blocks)[0])
+            result[name][value] = {"seconds": seconds, "GB": memory / 1e9}
+        else:
+            model.eval()
+            result[name][value] = {"seconds": seconds_a_call(lambda: lewm.cem(model, z, z).cpu())}
+    for name, axis in axes.items():
+        rows = result[name]
+        for unit in ("seconds", "GB") if name in training else ("seconds",):
+            axis.plot([*rows], [row[unit] for row in rows.values()], marker=".", label=unit)
+        axis.set(xlabel=name, xscale="log", yscale="log")
+        axis.set_title("a training step" if name in training else "a plan", fontsize=10)
+        axis.set_xticks([*rows], [*rows])
+        axis.minorticks_off()
+        axis.legend(fontsize=8)
+    return result, figure
+
+
 # ======== 6 The authors' weights ======================================================================
 # Tables from names here to the authors'. {} stands for three matrices of theirs that are one here.
 
@@ -785,7 +831,7 @@ def parse_arguments(argv):
     flag("--compare", choices=["pldm"], help="instead: LeWM beside another model, see README")
     flag("--bisect-lambda", dest="compare", action="store_const", const="lambda",
          help="instead: search the weight of SIGReg with seven short trainings")
-    flag("--speed", choices=lewm.PRESETS, help="instead: time this machine, in about a minute")
+    flag("--speed", choices=lewm.PRESETS, help="instead: time this machine; --out draws growth")
     flag("--curves", metavar="RUN", nargs="+", help="instead: draw metrics.csv of up to 4 trainings")
     flag("--import", dest="weights", metavar="FILE", help="instead: read the authors' weights")
     flag("--export", metavar="CKPT", help="instead: write a checkpoint in the authors' layout")
@@ -828,8 +874,13 @@ def main(argv):
     if args.export:
         return save_official(lewm.load_checkpoint(args.export)[0], args.out)
     if args.speed:
-        for name, value in speed(args.speed, lewm.pick_device(args.device)).items():
+        device = lewm.pick_device(args.device)
+        for name, value in speed(args.speed, device).items():
             print(f"{name:36}{value:12,.4g}")
+        if args.out:
+            result, figure = growth(lewm.Config.preset(args.speed), device)
+            print("\n".join(summary("growth", result)))
+            figure.savefig(args.out, dpi=110)
         return
     out = Path(args.out or "runs/probe")
     out.mkdir(parents=True, exist_ok=True)                      # refused now, not after minutes

@@ -1997,6 +1997,23 @@ def test_the_speed_of_this_machine_is_that_of_the_projects_own_code(monkeypatch)
     assert rows["ms a plan"] == 500 and rows["pictures drawn a second"] == 512
 
 
+def test_the_memory_that_a_gradient_needs_is_counted_once():
+    """Catches a tensor that is counted twice, or none."""
+    x = torch.zeros(1000, requires_grad=True)
+    assert probe.kept_bytes(lambda: x * x) == 4000 and probe.kept_bytes(lambda: x + x) == 0
+    assert probe.kept_bytes(lambda: (x * x) * x) == 8000
+
+
+def test_the_growth_of_cost_is_that_of_the_setting_that_grows(monkeypatch):
+    """Catches a setting that is not passed on, a plan that is timed as a training step, and the reverse."""
+    monkeypatch.setattr(probe, "seconds_a_call", lambda work: work() is not None or 0.5)
+    result, figure = probe.growth(tiny(candidates=8, elites=4), torch.device("cpu"))
+    memory = [row["GB"] for row in result["batch_size"].values()]
+    assert memory == sorted(set(memory)) and len(memory) == 4
+    assert [row["seconds"] for row in result["image_size"].values()] == [0.5] * 4      # backward gives None
+    assert [row["seconds"] for row in result["horizon"].values()] == [True] * 4        # cem gives plans
+
+
 def test_probe_cli_leaves_its_pictures_and_numbers(tmp_path, capsys):
     """Catches a part that breaks on another checkpoint, and figures that are not written down."""
     path, out = str(tmp_path / "c.pt"), tmp_path / "out"
