@@ -3,6 +3,7 @@
     python probe.py assets/nano.pt                           # all parts, 1 to 3 minutes; see --only
     python probe.py --ceiling simulator                      # how far the planner gets with a perfect model
     python probe.py --speed nano                             # how fast is this machine?
+    python probe.py --compare dino-wm                        # what would planning with patch tokens cost?
     python probe.py --curves runs/a runs/b --out curves.png  # compares the course of trainings
     python probe.py --import weights.pt --out checkpoint.pt  # turns the authors' weights into a checkpoint
     python probe.py --export checkpoint.pt --out weights.pt  # turns a checkpoint into such weights
@@ -17,7 +18,7 @@ import json
 import math
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -586,6 +587,52 @@ def speed(preset, device):
             "episodes recorded a second": 1 / recording, "minutes for --train, at most": total / 60}
 
 
+PATCHES, PATCH, ACTION = 196, 384, 10   # DINO-WM: P tokens a frame, numbers in one, and of the action
+
+
+class DinoWM(lewm.LeWM):
+    """DINO-WM (arXiv 2411.04983), untrained, as a LeWM whose z is the P tokens of a frame end to end."""
+    def __init__(self, cfg):
+        super().__init__(cfg)                           # encoder, projectors and AdaLN go unused
+        self.action_encoder, L = nn.Linear(cfg.action_block, ACTION), cfg.history * PATCHES
+        wide = dict(embed_dim=PATCH + ACTION, predictor_width=PATCH + ACTION)
+        self.predictor = lewm.Predictor(replace(cfg, history=L, frames=L + 1, **wide))
+
+    def predict(self, z, blocks):
+        """z (B,T,P*384), blocks (B,T,A) -> z_hat (B,T,P*384). Tokens see their frame and those before."""
+        c = self.action_encoder(blocks)[:, :, None].expand(-1, -1, PATCHES, -1)         # (B,T,P,10)
+        x = torch.cat([z.unflatten(2, (PATCHES, -1)), c], 3).flatten(1, 2)              # (B,T*P,W)
+        frame = torch.arange(x.shape[1], device=x.device) // PATCHES
+        x = x + self.predictor.pos_embedding[:, :x.shape[1]]
+        for norm, attn, mlp in ((*layer.attn[:2], layer.mlp) for layer in self.predictor.layers):
+            q, k, v = attn.to_qkv(norm(x)).unflatten(2, (3, attn.heads, -1)).permute(2, 0, 3, 1, 4)
+            y = nn.functional.scaled_dot_product_attention(q, k, v, frame[:, None] >= frame)
+            x = x + attn.to_out(y.transpose(1, 2).flatten(2))
+            x = x + mlp(x)
+        return self.predictor.norm(x)[..., :PATCH].reshape(z.shape)
+
+
+def dino_wm(device):
+    """{what: of both, and their ratio} in a plan from one frame. A layer on L tokens of width W takes
+        L (4 W I + 2 W mlp)  +  2 L^2 I     multiply-adds, I = heads x head_dim: matrices, and attention
+    and `rest` is for each frame: AdaLN, actions and pred_proj, or actions alone."""
+    cfg, columns = lewm.Config.preset("paper"), []
+    W, I, A = cfg.predictor_width, cfg.predictor_heads * cfg.predictor_head_dim, cfg.action_block
+    rest = 6 * cfg.predictor_depth * W * W + A * A + 4 * W * (A + W) + 2 * W * cfg.projector_hidden
+    for model, P, D, W, rest, N in ((lewm.LeWM(cfg), 1, W, W, rest, 300),   # N candidates are timed
+                                    (DinoWM(cfg), PATCHES, PATCH, PATCH + ACTION, A * ACTION, 4)):
+        model, z = model.to(device).eval(), torch.randn(2, 1, P * D, device=device)
+        each = seconds_a_call(lambda: lewm.cem(model, *z, candidates=N, elites=2, iterations=1)) / N
+        L = P * np.minimum(np.arange(cfg.horizon) + 1, cfg.history)         # of each prediction
+        layer = L * W * (4 * I + 2 * cfg.predictor_mlp) + 2 * L ** 2 * I
+        count = (cfg.predictor_depth * layer + L / P * rest).mean() / 1e6   # for an imagined frame
+        plan = each * cfg.candidates * cfg.iterations                       # time is linear in both
+        columns.append((P, W, count / P, count / 1e3, 1000 * each / cfg.horizon, plan / 60))
+    names = ("tokens a frame", "width of a token", "million multiply-adds for each token",
+             "billion for an imagined frame, the product", "ms for an imagined frame", "minutes for a plan")
+    return {name: {"LeWM": a, "DINO-WM": b, "factor": b / a} for name, a, b in zip(names, *columns)}
+
+
 # ======== 6 The authors' weights ======================================================================
 # Tables from names here to the authors'. {} stands for three matrices of theirs that are one here.
 
@@ -677,6 +724,7 @@ def parse_arguments(argv):
     flag("checkpoint", metavar="CKPT", nargs="?", help="of lewm.py, such as assets/nano.pt")
     flag("--ceiling", choices=["simulator"], help="instead: plan with a perfect model")
     flag("--speed", choices=lewm.PRESETS, help="instead: time this machine, in about a minute")
+    flag("--compare", choices=["dino-wm"], help="instead: time both models' planning")
     flag("--curves", metavar="RUN", nargs="+", help="instead: draw metrics.csv of up to 4 trainings")
     flag("--import", dest="weights", metavar="FILE", help="instead: read the authors' weights")
     flag("--export", metavar="CKPT", help="instead: write a checkpoint in the authors' layout")
@@ -688,10 +736,10 @@ def parse_arguments(argv):
     flag("--seed", type=int, default=0, help="which held-out episodes; default: 0")
     flag("--device", help="cpu, cuda, mps; default: the best there is")
     args = parser.parse_args(argv)
-    modes = [args.checkpoint, args.ceiling, args.speed, args.curves, args.weights, args.export]
+    modes = [args.checkpoint, args.ceiling, args.speed, args.compare, args.curves, args.weights, args.export]
     lewm.require(sum(map(bool, modes)) == 1, "say which checkpoint, as in: python probe.py "
-                 "assets/nano.pt; or one of --ceiling, --speed, --curves, --import and --export")
-    lewm.require(args.out or any(modes[:3]), "say where the result goes with --out FILE")
+                 "assets/nano.pt; or one of --ceiling, --speed, --compare, --curves, --import and --export")
+    lewm.require(args.out or any(modes[:4]), "say where the result goes with --out FILE")
     lewm.require({*args.only.split(",")} <= {*PARTS}, f"--only {args.only}: the parts are {','.join(PARTS)}")
     for name, least in dict(episodes=8, steps=1, pairs=1, seed=0).items():
         lewm.require(vars(args)[name] >= least, f"--{name} is {vars(args)[name]}, not at least {least}")
@@ -722,6 +770,8 @@ def main(argv):
         for name, value in speed(args.speed, lewm.pick_device(args.device)).items():
             print(f"{name:36}{value:12,.4g}")
         return
+    if args.compare == "dino-wm":
+        return print("\n".join(summary("dino-wm", dino_wm(lewm.pick_device(args.device)))))
     out = Path(args.out or "runs/probe")
     out.mkdir(parents=True, exist_ok=True)                      # refused now, not after minutes
     result = {"command": "python probe.py " + " ".join(argv), "seed": args.seed, "n": args.episodes}
