@@ -3,12 +3,16 @@
     python probe.py assets/nano.pt                           # all parts, 1 to 3 minutes; see --only
     python probe.py --ceiling simulator                      # how far the planner gets with a perfect model
     python probe.py --speed nano                             # how fast is this machine?
+    python probe.py --compare pldm                           # LeWM beside a loss with seven terms
+    python probe.py --compare dino-wm                        # what would planning with patch tokens cost?
+    python probe.py --bisect-lambda                          # searches the weight of SIGReg
     python probe.py --curves runs/a runs/b --out curves.png  # compares the course of trainings
     python probe.py --import weights.pt --out checkpoint.pt  # turns the authors' weights into a checkpoint
     python probe.py --export checkpoint.pt --out weights.pt  # turns a checkpoint into such weights
 
 Map: Held-out data and pictures / 1 Probes / 2 Surprise / 3 Geometry, imagination and actions / 4 Planning /
-5 Speed / 6 The authors' weights / 7 Command line. Letters as in lewm.py. A part: Held -> numbers, a picture.
+5 Comparisons / 6 Speed / 7 The authors' weights / 8 Command line. Letters as in lewm.py. A part takes Held
+and gives numbers and a picture.
 """
 
 import argparse
@@ -627,7 +631,53 @@ def bisect_lambda(out, device, runs=7, pairs=100, steps=900, episodes=2000):
     return rows
 
 
-# ======== 5 Speed =====================================================================================
+PATCHES, PATCH, ACTION = 196, 384, 10   # DINO-WM: P tokens a frame, numbers in one, and of the action
+
+
+class DinoWM(lewm.LeWM):
+    """DINO-WM (arXiv 2411.04983), untrained, as a LeWM whose z is the P tokens of a frame end to end."""
+    def __init__(self, cfg):
+        super().__init__(cfg)                           # encoder, projectors and AdaLN go unused
+        self.action_encoder, L = nn.Linear(cfg.action_block, ACTION), cfg.history * PATCHES
+        wide = dict(embed_dim=PATCH + ACTION, predictor_width=PATCH + ACTION)
+        self.predictor = lewm.Predictor(dataclasses.replace(cfg, history=L, frames=L + 1, **wide))
+
+    def predict(self, z, blocks):
+        """z (B,T,P*384), blocks (B,T,A) -> z_hat (B,T,P*384). Tokens see their frame and those before."""
+        c = self.action_encoder(blocks)[:, :, None].expand(-1, -1, PATCHES, -1)         # (B,T,P,10)
+        x = torch.cat([z.unflatten(2, (PATCHES, -1)), c], 3).flatten(1, 2)              # (B,T*P,W)
+        frame = torch.arange(x.shape[1], device=x.device) // PATCHES
+        x = x + self.predictor.pos_embedding[:, :x.shape[1]]
+        for norm, attn, mlp in ((*layer.attn[:2], layer.mlp) for layer in self.predictor.layers):
+            q, k, v = attn.to_qkv(norm(x)).unflatten(2, (3, attn.heads, -1)).permute(2, 0, 3, 1, 4)
+            y = nn.functional.scaled_dot_product_attention(q, k, v, frame[:, None] >= frame)
+            x = x + attn.to_out(y.transpose(1, 2).flatten(2))
+            x = x + mlp(x)
+        return self.predictor.norm(x)[..., :PATCH].reshape(z.shape)
+
+
+def compare_dino_wm(_, device):
+    """{what: of both, and their ratio} in a plan from one frame. A layer on L tokens of width W takes
+        L (4 W I + 2 W mlp)  +  2 L^2 I     multiply-adds, I = heads x head_dim: matrices, and attention
+    and `rest` is for each frame: AdaLN, actions and pred_proj, or actions alone."""
+    cfg, columns = lewm.Config.preset("paper"), []
+    W, I, A = cfg.predictor_width, cfg.predictor_heads * cfg.predictor_head_dim, cfg.action_block
+    rest = 6 * cfg.predictor_depth * W * W + A * A + 4 * W * (A + W) + 2 * W * cfg.projector_hidden
+    for model, P, D, W, rest, N in ((lewm.LeWM(cfg), 1, W, W, rest, 300),   # N candidates are timed
+                                    (DinoWM(cfg), PATCHES, PATCH, PATCH + ACTION, A * ACTION, 4)):
+        model, z = model.to(device).eval(), torch.randn(2, 1, P * D, device=device)
+        each = seconds_a_call(lambda: lewm.cem(model, *z, candidates=N, elites=2, iterations=1)) / N
+        L = P * np.minimum(np.arange(cfg.horizon) + 1, cfg.history)         # of each prediction
+        layer = L * W * (4 * I + 2 * cfg.predictor_mlp) + 2 * L ** 2 * I
+        count = (cfg.predictor_depth * layer + L / P * rest).mean() / 1e6   # for an imagined frame
+        plan = each * cfg.candidates * cfg.iterations                       # time is linear in both
+        columns.append((P, W, count / P, count / 1e3, 1000 * each / cfg.horizon, plan / 60))
+    names = ("tokens a frame", "width of a token", "million multiply-adds for each token",
+             "billion for an imagined frame, the product", "ms for an imagined frame", "minutes for a plan")
+    return {name: {"LeWM": a, "DINO-WM": b, "factor": b / a} for name, a, b in zip(names, *columns)}
+
+
+# ======== 6 Speed =====================================================================================
 # How fast is this machine, and how long will `lewm.py --train` take? What is timed is that very code.
 
 class Enough(Exception):
@@ -737,7 +787,7 @@ def growth(cfg, device):
     return result, figure
 
 
-# ======== 6 The authors' weights ======================================================================
+# ======== 7 The authors' weights ======================================================================
 # Tables from names here to the authors'. {} stands for three matrices of theirs that are one here.
 
 PREDICTOR_NAMES = {
@@ -807,11 +857,11 @@ def save_official(model, path, transformers=4):
         raise OSError(f"{path} cannot be written, is the disk full? ({str(error)[:80]!r})") from error
 
 
-# ======== 7 Command line ==============================================================================
+# ======== 8 Command line ==============================================================================
 
 PARTS = {"probes": probes, "surprise": surprises, "geometry": geometry, "imagination": imagination,
          "actions": action_use, "landscape": landscape, "beliefs": beliefs}
-COMPARISONS = {"pldm": compare_pldm, "lambda": bisect_lambda}
+COMPARISONS = {"pldm": compare_pldm, "lambda": bisect_lambda, "dino-wm": compare_dino_wm}
 
 
 def summary(name, result):
@@ -828,7 +878,7 @@ def parse_arguments(argv):
     flag = parser.add_argument
     flag("checkpoint", metavar="CKPT", nargs="?", help="of lewm.py, such as assets/nano.pt")
     flag("--ceiling", choices=["simulator"], help="instead: plan with a perfect model")
-    flag("--compare", choices=["pldm"], help="instead: LeWM beside another model, see README")
+    flag("--compare", choices=["pldm", "dino-wm"], help="instead: LeWM beside another model, see README")
     flag("--bisect-lambda", dest="compare", action="store_const", const="lambda",
          help="instead: search the weight of SIGReg with seven short trainings")
     flag("--speed", choices=lewm.PRESETS, help="instead: time this machine; --out draws growth")
@@ -882,7 +932,7 @@ def main(argv):
             print("\n".join(summary("growth", result)))
             figure.savefig(args.out, dpi=110)
         return
-    out = Path(args.out or "runs/probe")
+    out = Path(args.out or f"runs/{args.compare or 'probe'}")
     out.mkdir(parents=True, exist_ok=True)                      # refused now, not after minutes
     result = {"command": "python probe.py " + " ".join(argv), "seed": args.seed, "n": args.episodes}
     if args.ceiling:

@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 lewm = sys.modules["lewm"] = importlib.import_module(os.environ.get("LEWM", "lewm"))
 import probe  # noqa: E402   probe.py and pusht.py then use the same file
@@ -1909,7 +1910,7 @@ def test_the_terms_of_vicreg_have_known_answers():
     variance, covariance = probe.vicreg(0 * z + torch.arange(3)[:, None, None])     # three points
     assert variance == pytest.approx(0.99) and covariance < 1e-9
     variance, covariance = probe.vicreg(z[..., :1].expand(-1, -1, 4))
-    assert variance < 0.01 and covariance == pytest.approx(3, rel=0.05)     # 12 covariances of 1, of 4 numbers
+    assert variance < 0.01 and covariance == pytest.approx(3, rel=0.05)     # 12 covariances of 1, by 4
 
 
 def test_pldm_is_trained_by_each_of_its_terms_and_resumes_exactly(tmp_path):
@@ -1970,6 +1971,34 @@ def test_the_search_for_lambda_closes_in_on_a_summit(summit, tmp_path, monkeypat
     best = max(rows, key=lambda weight: rows[weight]["val_shuffled_ratio"])
     assert abs(math.log10(best / summit)) < 4 * 0.618 ** 6
     assert (tmp_path / "lambda.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_multiply_adds_of_dino_wm_and_lewm_are_those_that_are_counted(monkeypatch):
+    """Catches a wrong formula, and plans that are timed without a part of them."""
+    def counted(work):                                          # "seconds" are million multiply-adds
+        with probe.FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+            work()
+        return counter.get_total_flops() / 2e6
+
+    small = tiny(embed_dim=24)
+    for of, name, x in ((probe, "PATCHES", 3), (probe, "seconds_a_call", counted),
+                        (lewm.Config, "preset", lambda name: small)):
+        monkeypatch.setattr(of, name, x)
+    *_, count, each, _ = probe.compare_dino_wm(None, "cpu").values()
+    for name in ("LeWM", "DINO-WM"):
+        assert each[name] == pytest.approx(1e6 * count[name], rel=1e-9)
+
+
+def test_dino_wms_tokens_see_their_own_frame_and_those_before(monkeypatch):
+    """Catches a mask of tokens instead of frames, or none, and actions without effect."""
+    monkeypatch.setattr(probe, "PATCHES", 3)
+    z, blocks = noise(1, 3, 3 * 384).requires_grad_(), noise(1, 3, 10).requires_grad_()
+    y = probe.DinoWM(tiny()).eval().predict(z, blocks).view(3, 3, 384)
+    for t in range(3):
+        grads = torch.autograd.grad(y[t, 0, 0], (z, blocks), retain_graph=True)
+        seen, heard = grads[0].view(3, 3, 384).abs().amin(2), grads[1][0].abs().amin(1)
+        expected = torch.arange(3) <= t
+        assert ((seen > 0) == expected[:, None]).all() and ((heard > 0) == expected).all()
 
 
 # ======== probe.py: Command line ======================================================================
