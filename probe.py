@@ -755,33 +755,34 @@ def kept_bytes(work):
     return sum(kept.values())
 
 
+GROWTH = {"image_size": (32, 64, 128, 224), "batch_size": (16, 32, 64, 128),       # of a training step
+          "candidates": (50, 100, 200, 400), "horizon": (1, 2, 4, 8)}               # of a plan
+
+
+def cost(cfg, device, of_plan):
+    """-> {"seconds"} of a plan, or {"seconds", "GB"} of a training step without its optimizer."""
+    model, z = lewm.LeWM(cfg).to(device), torch.randn(1, cfg.embed_dim, device=device)
+    if of_plan:
+        return {"seconds": seconds_a_call(lambda: lewm.cem(model.eval(), z, z).cpu())}
+    shape = cfg.batch_size, cfg.frames, 3, cfg.image_size, cfg.image_size
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    blocks = torch.randn(cfg.batch_size, cfg.frames - 1, cfg.action_block, device=device)
+    seconds = seconds_a_call(lambda: model.loss(pixels, blocks)[0].backward())
+    return {"seconds": seconds, "GB": kept_bytes(lambda: model.loss(pixels, blocks)[0]) / 1e9}
+
+
 def growth(cfg, device):
-    """How cost grows with one setting at a time -> {setting: {its value: {"seconds", "GB"}}} of a training
-    step with picture size and batch, {"seconds"} of a plan with candidates and horizon; and a figure."""
-    ranges = {"image_size": (32, 64, 128, 224), "batch_size": (16, 32, 64, 128),
-              "candidates": (50, 100, 200, 400), "horizon": (1, 2, 4, 8)}
-    result, (figure, axes) = {name: {} for name in ranges}, canvas(11, 3, [[*ranges]])
-    training = "image_size", "batch_size"
-    for name, value in ((name, value) for name in ranges for value in ranges[name]):
-        new = dataclasses.replace(cfg, **{name: value})
-        model, z = lewm.LeWM(new).to(device), torch.randn(1, new.embed_dim, device=device)
-        shape = new.batch_size, new.frames, 3, new.image_size, new.image_size
-        pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-        blocks = torch.randn(new.batch_size, new.frames - 1, new.action_block, device=device)
-        if name in training:
-            seconds = seconds_a_call(lambda: model.loss(pixels, blocks)[0].backward())
-            memory = kept_bytes(lambda: model.loss(pixels, blocks)[0])
-            result[name][value] = {"seconds": seconds, "GB": memory / 1e9}
-        else:
-            model.eval()
-            result[name][value] = {"seconds": seconds_a_call(lambda: lewm.cem(model, z, z).cpu())}
-    for name, axis in axes.items():
-        rows = result[name]
-        for unit in ("seconds", "GB") if name in training else ("seconds",):
-            axis.plot([*rows], [row[unit] for row in rows.values()], marker=".", label=unit)
+    """How cost grows with one setting at a time -> {setting: {its value: `cost`}}, and a figure."""
+    result, (figure, axes) = {}, canvas(11, 3, [[*GROWTH]])
+    for name, values in GROWTH.items():
+        of_plan, axis = name in ("candidates", "horizon"), axes[name]
+        rows = [cost(dataclasses.replace(cfg, **{name: value}), device, of_plan) for value in values]
+        result[name] = dict(zip(values, rows))
+        for unit in rows[0]:
+            axis.plot(values, [row[unit] for row in rows], marker=".", label=unit)
         axis.set(xlabel=name, xscale="log", yscale="log")
-        axis.set_title("a training step" if name in training else "a plan", fontsize=10)
-        axis.set_xticks([*rows], [*rows])
+        axis.set_title("a plan" if of_plan else "a training step", fontsize=10)
+        axis.set_xticks(values, values)
         axis.minorticks_off()
         axis.legend(fontsize=8)
     return result, figure
