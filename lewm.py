@@ -27,7 +27,6 @@ import inspect
 import json
 import math
 import numbers
-import os
 import re
 import sys
 import time
@@ -299,9 +298,8 @@ class SIGReg(nn.Module):
         weights = torch.full((knots,), 2 * 3 / (knots - 1))
         weights[[0, -1]] /= 2                               # the trapezoid rule
         phi = torch.exp(-s ** 2 / 2)                        # characteristic function of N(0, 1)
-        self.register_buffer("s", s, persistent=False)
-        self.register_buffer("phi", phi, persistent=False)
-        self.register_buffer("weights", weights * phi, persistent=False)    # w(s) happens to be phi(s)
+        for name, x in dict(s=s, phi=phi, weights=weights * phi).items():   # w(s) happens to be phi(s)
+            self.register_buffer(name, x, persistent=False)
 
     def forward(self, z, directions=None):
         """`directions` (D,M), columns of any length, replaces the random ones (for tests)."""
@@ -722,12 +720,16 @@ def play(environments, policy, budget):
 
 def save_checkpoint(path, model, **state):
     """Config and weights are all that planning needs; `state` is what training needs to go on."""
-    state.update(config=vars(model.cfg), model=model.state_dict())
-    path, partial = Path(path), Path(f"{path}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_weights(path, dict(state, config=vars(model.cfg), model=model.state_dict()))
+
+
+def write_weights(path, content):
+    """With torch.save, and so that a kill leaves the old file or the new one, never a part of it."""
+    partial = Path(f"{path}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.save(state, partial)
-        os.replace(partial, path)                       # so a kill leaves the old file or the new one
+        torch.save(content, partial)
+        partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written, is the disk full? ({str(error)[:80]!r})") from error

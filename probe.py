@@ -645,15 +645,8 @@ def load_official(path, cfg=None, action_stats=EXPERT_ACTION_STATS, device="cpu"
 
 def save_official(model, path, transformers=4):
     """Write the weights in the authors' layout, with the names of transformers 4 or 5."""
-    weights = {name: x.cpu().clone() for name, x in official_weights(model, transformers).items()}
-    path, partial = Path(path), Path(f"{path}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save(weights, partial)
-        partial.replace(path)                           # so a kill leaves the old file or the new one
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be written, is the disk full? ({str(error)[:80]!r})") from error
+    weights = official_weights(model, transformers).items()
+    lewm.write_weights(path, {name: x.cpu().clone() for name, x in weights})
 
 
 # ======== 7 Command line ==============================================================================
