@@ -196,7 +196,7 @@ def fit_mlp(x, y, steps=1500, width=256, seed=0, batch=256):
 def pearson(a, b):
     """(n,k) each -> Pearson r of each column, float64 (k,); 0 for a column that is constant."""
     a, b = (x.double() - x.double().mean(0) for x in (a, b))
-    return (a * b).sum(0) / ((a * a).sum(0) * (b * b).sum(0)).sqrt().clamp(min=1e-12)
+    return nn.functional.cosine_similarity(a, b, dim=0)
 
 
 def score(guess, truth):
@@ -237,14 +237,14 @@ def probes(held):
             if code == "LeWM":
                 row = with_interval(read(ahead), truth[half:, CONTEXT + 4, None])
                 result[f"predicted 5 ahead, {kind}"] = row
-                for i, axis in enumerate(axes[name] for name in TARGETS):
+                for i, name in enumerate(TARGETS):
                     points = truth[half:, :, i].flatten(), guess[:, :, i].flatten()
                     label = f"{kind}, r = {pearson(*points):.2f}"
-                    axis.scatter(*points, s=6, alpha=0.5, lw=0.7, label=label, **looks[kind])
-                    if kind == "mlp":                           # once, over both
-                        axis.axline([points[0].mean()] * 2, slope=1, color="tab:red", lw=1)
-                    axis.set(xlabel="true", ylabel="read off the embedding")
-                    axis.legend(fontsize=8)
+                    axes[name].scatter(*points, s=6, alpha=0.5, lw=0.7, label=label, **looks[kind])
+    for name, middle in zip(TARGETS, truth[half:].mean((0, 1))):
+        axes[name].axline([middle, middle], slope=1, color="tab:red", lw=1)
+        axes[name].set(xlabel="true", ylabel="read off the embedding")
+        axes[name].legend(fontsize=8)
     return result, figure
 
 
@@ -269,56 +269,52 @@ def teleported(states, actions, distance, seed):
     return result
 
 
-def paired(disturbed, clean, flips=10_000, seed=0):
+def paired(disturbed, clean, flips=10_000):
     """(n,) each -> mean difference, Cohen's d of the differences, two-sided p of a paired sign-flip test."""
     difference = np.asarray(disturbed - clean, np.float64)
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (flips, len(difference)))
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (flips, len(difference)))
     mean, std = difference.mean(), difference.std(ddof=1)
     extreme = np.abs((signs * difference).mean(1)) >= abs(mean) - 1e-12
-    p = (1 + extreme.sum()) / (1 + flips)
-    return {"difference": mean, "effect_size": mean / max(std, 1e-12), "p": p}
+    effect_size, p = mean / max(std, 1e-12), (1 + extreme.sum()) / (1 + flips)
+    return {"difference": mean, "effect_size": effect_size, "p": p}
 
 
 def roc_area(positive, negative):
     """Probability that a positive scores above a negative, ties counting half."""
-    positive, negative = np.asarray(positive)[:, None], np.asarray(negative)
-    return float((positive > negative).mean() + (positive == negative).mean() / 2)
+    return np.heaviside(np.subtract.outer(positive, negative), 0.5).mean()
 
 
 def surprises(held):
     """Curves of surprise, paired tests, a detector of teleports, and the effect of weaker disturbances."""
-    states, actions, pixels, size = held.states, held.actions, held.pixels, held.pixels.shape[-1]
+    model, states, actions, shown = held.model, held.states, held.actions, range(MOMENT - 3, MOMENT + 3)
 
-    def redden(n, share):                                       # of the way from grey to red
-        later = draw(states[:n, MOMENT:], size, (1 - share) * GREY + share * RED)
-        return torch.cat([pixels[:n, :MOMENT], later], 1)
-
-    def watch(film):                                            # of all trajectories, or of the first few
-        return surprise(held.model, encode(held.model, film), held.blocks[:len(film)])
+    def watch(states, colour=GREY):         # (n,T,7) -> a film of the first trajectory, surprise (n,T-1)
+        later = draw(states[:, MOMENT:], model.cfg.image_size, colour)
+        film = torch.cat([held.pixels[:len(states), :MOMENT], later], 1)
+        return film[0, shown], surprise(model, encode(model, film), held.blocks[:len(states)])
 
     def over_clean(curve):
-        disturbed, calm = curve[:, MOMENT - 1].numpy(), clean[:len(curve)]
-        return {"ratio": disturbed.mean() / calm.mean(), **paired(disturbed, calm)}
+        disturbed, calm = (x[:len(curve), MOMENT - 1] for x in (curve, curves["clean"]))
+        return {"ratio": (disturbed.mean() / calm.mean()).item(), **paired(disturbed, calm)}
 
-    films = {"clean": pixels, "block turns red": redden(None, 1.0),
-             "teleport": draw(teleported(states, actions, None, held.seed), size)}
-    curves = {name: watch(film) for name, film in films.items()}
-    clean = curves["clean"][:, MOMENT - 1].numpy()
+    moved = teleported(states, actions, None, held.seed)
+    watched = {"clean": watch(states), "block turns red": watch(states, RED), "teleport": watch(moved)}
+    films = {name: film for name, (film, _) in watched.items()}
+    curves = {name: curve for name, (_, curve) in watched.items()}
     result = {name: over_clean(curves[name]) for name in ("block turns red", "teleport")}
     result["teleport"]["roc_area"] = roc_area(curves["teleport"][:, MOMENT - 1], curves["clean"].ravel())
     by_distance, by_colour = {}, {}
     for distance in (5, 10, 20, 40, 80, 160):
         moved = teleported(states[:60], actions[:60], distance, held.seed)
-        by_distance[distance] = over_clean(watch(draw(moved, size)))
-    for share in (0.25, 0.5, 0.75, 1.0):
-        by_colour[round(share * np.linalg.norm(RED - GREY))] = over_clean(watch(redden(60, share)))
+        by_distance[distance] = over_clean(watch(moved)[1])
+    for change in np.outer((0.25, 0.5, 0.75, 1.0), RED - GREY):                     # on the way to red
+        by_colour[round(np.linalg.norm(change))] = over_clean(watch(states[:60], GREY + change)[1])
     result.update(by_teleport_px=by_distance, by_colour_distance=by_colour)
-    weaker, shown = {"teleport (px)": by_distance, "colour (RGB)": by_colour}, range(MOMENT - 3, MOMENT + 3)
+    weaker = {"teleport (px)": by_distance, "colour (RGB)": by_colour}
     figure, axes = canvas(10, 7.5, [["films"] * 4, ["surprise"] * 2 + [*weaker]])
-    first = {name: film[0, shown] for name, film in films.items()}
-    draw_films(axes["films"], first, [f"frame {t}" for t in shown])
-    x, lines = range(1, states.shape[1]), {name: interval(curve) for name, curve in curves.items()}
-    draw_lines(axes["surprise"], x, lines, "frame", ylabel="squared latent distance")
+    draw_films(axes["films"], films, [f"frame {t}" for t in shown])
+    lines = {name: interval(curve) for name, curve in curves.items()}
+    draw_lines(axes["surprise"], range(1, states.shape[1]), lines, "frame", ylabel="squared latent distance")
     for name, rows in weaker.items():
         line = {name: [row["ratio"] for row in rows.values()]}
         draw_lines(axes[name], [*rows], line, "strength", ylabel="surprise / clean", ylim=(0, None))
