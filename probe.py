@@ -338,12 +338,11 @@ def geometry(held):
         states = np.tile(np.array([60, 60, 256, 230, 0.8, 0, 0], np.float32), (len(places), 1))
         states[:, GROUPS[what]] = places - shift                # the other one is at rest
         sheet = encode(model, draw(states, model.cfg.image_size))               # (14^2,D)
-        sheet = sheet - sheet.mean(0)
-        _, s, v = torch.linalg.svd(sheet, full_matrices=False)
+        u, s, _ = torch.linalg.svd(sheet - sheet.mean(0), full_matrices=False)
         result[f"{what} grid, share of 2 components"] = (s[:2].square().sum() / s.square().sum()).item()
         for name, colour in zip("xy", places.T):
             axis = axes[f"{what}, by {name} (px)"]
-            figure.colorbar(axis.scatter(*(sheet @ v[:2].T).T, c=colour, s=14), ax=axis)
+            figure.colorbar(axis.scatter(*(u * s)[:, :2].T, c=colour, s=14), ax=axis)
             axis.set(xlabel="component 1", ylabel="component 2")
     rank, smallest = lewm.effective_rank(z), z.std(0).min().item()
     result.update(effective_rank=rank, dimensions=z.shape[1], smallest_std=smallest)
@@ -352,7 +351,7 @@ def geometry(held):
     draw_lines(axes["spectrum"], range(1, len(spectrum) + 1), lines, "component", yscale="log")
     directions = torch.randn(z.shape[1], 8, generator=torch.Generator().manual_seed(0))
     levels = torch.linspace(0.01, 0.99, 99)
-    expected = math.sqrt(2) * torch.erfinv(2 * levels - 1)
+    expected = torch.special.ndtri(levels)
     quantiles = (z @ nn.functional.normalize(directions, dim=0)).quantile(levels, dim=0)    # (99,8)
     axis = axes["8 random projections"]
     axis.plot(expected, quantiles, color="black", ls="-", lw=0.7)
@@ -404,19 +403,16 @@ def action_use(held):
 
 def clear(states):
     """Which of states (...,7) can happen: the agent does not lie on the block."""
-    x, y, block_x, block_y, angle = states.reshape(-1, 7).T[:5]
-    complexes = (z.tolist() for z in (x + 1j * y, block_x + 1j * block_y, np.exp(1j * angle)))
-    gaps = np.reshape([*map(pusht.gap, *complexes)], states.shape[:-1])
-    return gaps > pusht.AGENT_RADIUS - 1
+    agent, block = (states[..., i] + 1j * states[..., i + 1] for i in (0, 2))
+    return np.vectorize(pusht.gap)(agent, block, np.exp(1j * states[..., 4])) > pusht.AGENT_RADIUS - 1
 
 
 def displaced(states, what, amount, seed=0):
     """states (E,7) with agent or block moved in random directions, or the block turned about its centre."""
     rng, states = np.random.default_rng(seed), states.astype(np.float64)
     if what == "block degrees":
-        turn = np.radians(amount) * rng.choice((-1, 1), len(states))
-        before, after = np.exp(1j * states[:, 4]), np.exp(1j * (states[:, 4] + turn))
-        shift = pusht.centre(0, before) - pusht.centre(0, after)            # so that the centre stays
+        spin, turn = np.exp(1j * states[:, 4]), np.radians(amount) * rng.choice((-1, 1), len(states))
+        shift = pusht.centre(0, spin) - pusht.centre(0, spin * np.exp(1j * turn))   # so that the centre stays
         states[:, 2:5] += np.stack([shift.real, shift.imag, turn], 1)
         return states
     columns = GROUPS[what.removesuffix(" px")]
@@ -450,25 +446,25 @@ def beliefs(held):
     """Squared latent distance to the goal at a plan's end, imagined and as it came true, of 40 pairs."""
     model, counts, pairs = held.model, (1, 2, 4, 8, 16, 32), min(40, len(held.z))
     starts, goals, _ = pusht.held_out_pairs(pairs, "dev", held.seed, model.cfg.goal_distance)
-    both = np.stack([starts, goals], 1).astype(np.float32)
-    z, z_goal = encode(model, draw(both, model.cfg.image_size)).to(model.action_stats.device).unbind(1)
+    size, device = model.cfg.image_size, model.action_stats.device
+    z, z_goal = encode(model, draw(np.stack([starts, goals], 1), size)).split(1, 1)     # (E,1,D) each
     lines = {"imagined": [], "true": []}
     for count in counts:
-        plans = lewm.cem(model, z, z_goal, iterations=count)
-        actions = model.to_actions(plans).cpu().numpy().reshape(*plans.shape[:2], model.cfg.frame_skip, -1)
-        paths = dict(imagined=imagine(model, z[:, None].cpu(), plans.cpu())[:, 1:],         # (E,H,D) each
-                     true=encode(model, draw(played(starts, actions), model.cfg.image_size)))
+        plans = lewm.cem(model, z.to(device), z_goal.to(device), iterations=count)
+        actions = model.to_actions(plans).unflatten(1, (-1, model.cfg.frame_skip)).cpu().numpy()
+        true = encode(model, draw(played(starts, actions), size))
+        paths = dict(imagined=imagine(model, z, plans), true=torch.cat([z, true], 1))   # (E,1+H,D) each
         for name, path in paths.items():
-            lines[name].append(interval((path[:, -1] - z_goal.cpu()).square().sum(-1)).tolist())
+            lines[name].append(interval((path[:, -1] - z_goal[:, 0]).square().sum(-1)).tolist())
     figure, axes = canvas(9, 3.6, [["at the end of a plan", "five plans, from circle to star"]])
     ends, plane = axes.values()
     ylabel = "squared latent distance to the goal"
     draw_lines(ends, counts, lines, "iterations of CEM", xscale="log", ylim=(0, None), ylabel=ylabel)
     _, _, v = torch.pca_lowrank(held.z.flatten(0, 1), q=2)
     for path, look in zip(paths.values(), ("k-", "r--")):
-        for line in torch.cat([z[:5, None].cpu(), path[:5]], 1) @ v:            # (1+H,2) each
+        for line in path[:5] @ v:                                               # (1+H,2)
             plane.plot(*line.T, look, marker="o", markevery=[0])
-    plane.plot(*(z_goal[:5].cpu() @ v).T, "*", color="tab:green", markersize=9)
+    plane.plot(*(z_goal[:5, 0] @ v).T, "*", color="tab:green", markersize=9)
     return {"iterations": counts, **lines}, figure
 
 
@@ -478,7 +474,7 @@ class Simulator(nn.Module):
 
     def __init__(self, cfg, action_stats):
         super().__init__()
-        self.cfg, self.action_stats, self.env = cfg, action_stats, pusht.PushT()
+        self.cfg, self.action_stats = cfg, action_stats
 
     def encode(self, states):
         """states (...,7) -> (...,8): places in 20 px, angle in 20 degrees, velocities that hardly count."""
@@ -487,15 +483,12 @@ class Simulator(nn.Module):
 
     def rollout(self, z, plans):
         """z (B,1,8), plans (B,N,H,A) -> (B,N,H,8), by playing every plan."""
-        actions, skip = self.to_actions(plans).numpy(), self.cfg.frame_skip         # (B,N,H*skip,2)
-        ends = torch.zeros(*plans.shape[:3], z.shape[-1])
-        for b, n in np.ndindex(*plans.shape[:2]):
-            x = z[b, -1].double()
-            angle = torch.atan2(x[5], x[4]) % (2 * math.pi)
-            self.env.reset(options={"state": torch.cat([20 * x[:4], angle[None], 1e4 * x[6:]]).numpy()})
-            states = np.stack([self.env.step(action)[0] for action in actions[b, n]])
-            ends[b, n] = self.encode(torch.from_numpy(states[skip - 1::skip]).float())
-        return ends
+        actions = self.to_actions(plans).unflatten(2, (-1, self.cfg.frame_skip)).numpy()    # (B,N,H,skip,2)
+        x = z[:, -1].double()
+        angle = torch.atan2(x[:, 5:6], x[:, 4:5]) % (2 * math.pi)
+        states = torch.cat([20 * x[:, :4], angle, 1e4 * x[:, 6:]], 1).numpy()               # (B,7)
+        ends = [played([state] * len(some), some) for state, some in zip(states, actions)]
+        return self.encode(torch.from_numpy(np.stack(ends)))
 
 
 class StatePlanner(lewm.Planner):
