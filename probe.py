@@ -17,6 +17,7 @@ import json
 import math
 import sys
 import time
+import timeit
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -514,18 +515,11 @@ def ceiling(pairs, seed=0):
 # ======== 5 Speed =====================================================================================
 # How fast is this machine, and how long will `lewm.py --train` take? What is timed is that very code.
 
-class Enough(Exception):
-    """Ends the training that is being timed."""
-
-
-def seconds_a_call(work, least=2.0):
-    """Seconds that work() takes: once to warm up, then again and again for `least` seconds."""
+def seconds_a_call(work):
+    """Seconds that work() takes: once to warm up, once for a guess, then for about 2 s."""
     work()
-    began, calls = time.time(), 0
-    while calls < 2 or time.time() - began < least:
-        work()
-        calls += 1
-    return (time.time() - began) / calls
+    calls = max(2, round(2 / timeit.timeit(work, number=1)))
+    return timeit.timeit(work, number=calls) / calls
 
 
 def seconds_a_step(cfg, data, device, least=15.0):
@@ -535,10 +529,10 @@ def seconds_a_step(cfg, data, device, least=15.0):
     def render(states, size):
         times.append(time.time())
         if len(times) > 12 and times[-1] - times[9] > least:
-            raise Enough
+            raise StopIteration
         return pusht.render(states, size)
 
-    with contextlib.suppress(Enough):
+    with contextlib.suppress(StopIteration):
         lewm.train(cfg, data, device=device, render=render)
     return (times[-1] - times[9]) / (len(times) - 10)
 
@@ -552,13 +546,14 @@ def speed(preset, device):
     pixels, blocks = lewm.get_batch(model, data, np.arange(cfg.batch_size), pusht.render)
     with FlopCounterMode(display=False) as counter:
         model.loss(pixels, blocks)[0].backward()
+    tflop = counter.get_total_flops() / 1e12
     square = torch.randn(4096, 4096, device=device)
     square = square.bfloat16() if device.type == "cuda" else square
     product = seconds_a_call(lambda: (square @ square)[0, 0].item())
     z = torch.randn(cfg.batch_size, cfg.frames, cfg.embed_dim, device=device, requires_grad=True)
     sigreg = seconds_a_call(lambda: torch.autograd.grad(model.sigreg(z), z)[0].sum().item())
     model.eval()
-    seen, past = z[:1, :cfg.context].detach(), blocks[:1, :cfg.context - 1]
+    seen, past = z[:1, :cfg.context], blocks[:1, :cfg.context - 1]
     plan = seconds_a_call(lambda: lewm.cem(model, seen, z[1:2, 0], past=past).cpu())
     states, env = torch.from_numpy(data["state"][:256]).to(device), pusht.PushT()
     drawing = seconds_a_call(lambda: pusht.render(states, cfg.image_size).cpu()) / 256
@@ -568,8 +563,7 @@ def speed(preset, device):
     episodes = cfg.train_episodes * (1.25 if cfg.first_lesson else 1)
     total = recording * episodes + step * cfg.steps + plans * plan * share
     return {"training steps a second": 1 / step, "ms of SIGReg in a step": 1000 * sigreg,
-            "TFLOP in a step": counter.get_total_flops() / 1e12,
-            "TFLOP/s in training": counter.get_total_flops() / 1e12 / step,
+            "TFLOP in a step": tflop, "TFLOP/s in training": tflop / step,
             "TFLOP/s in one large matrix product": 2 * 4096 ** 3 / 1e12 / product, "ms a plan": 1000 * plan,
             "pictures drawn a second": 1 / drawing, "env steps a second": 1 / stepping,
             "episodes recorded a second": 1 / recording, "minutes for --train, at most": total / 60}
