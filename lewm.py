@@ -27,7 +27,6 @@ import inspect
 import json
 import math
 import numbers
-import os
 import re
 import sys
 import time
@@ -188,18 +187,17 @@ class ViT(nn.Module):
     """Frames to vectors. x float (B,3,S,S), normalised -> (B,W)."""
     def __init__(self, cfg):
         super().__init__()
-        self.size, width, heads = cfg.patch_size, cfg.encoder_width, cfg.encoder_heads
-        self.patch_embed = nn.Conv2d(3, width, kernel_size=self.size, stride=self.size)
+        self.p, width, heads = cfg.patch_size, cfg.encoder_width, cfg.encoder_heads
+        self.patch_embed = nn.Conv2d(3, width, self.p, self.p)      # computed as a matrix product: faster
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
-        P = (cfg.image_size // self.size) ** 2
+        P = (cfg.image_size // self.p) ** 2
         self.pos_embedding = nn.Parameter(cfg.position_std * torch.randn(1, 1 + P, width))
         self.layers = nn.ModuleList(Block(width, heads) for _ in range(cfg.encoder_depth))
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, x):
-        # a convolution without overlap is a matrix product, which trains faster on a CPU
-        x = x.unflatten(3, (-1, self.size)).unflatten(2, (-1, self.size))       # (B,3,rows,size,columns,size)
-        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)                # (B,P,3*size^2)
+        x = x.unfold(2, self.p, self.p).unfold(3, self.p, self.p)               # (B,3,rows,columns,p,p)
+        x = x.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)                # (B,P,3*p^2)
         x = F.linear(x, self.patch_embed.weight.flatten(1), self.patch_embed.bias)      # (B,P,W)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.pos_embedding
         for layer in self.layers[:-1]:
@@ -251,9 +249,8 @@ class Predictor(nn.Module):
         self.norm = nn.LayerNorm(W)
 
     def forward(self, z, c):
-        T = z.shape[1]
-        require(T <= self.history, f"the predictor sees at most {self.history} frames, got {T}")
-        x = self.widen(z) + self.pos_embedding[:, :T]       # (B,T,W)
+        require(z.shape[1] <= self.history, f"at most {self.history} frames, got {z.shape[1]}")
+        x = self.widen(z) + self.pos_embedding[:, :z.shape[1]]      # (B,T,W)
         for layer in self.layers:
             x = layer(x, c)
         return self.norm(x)
@@ -299,9 +296,8 @@ class SIGReg(nn.Module):
         weights = torch.full((knots,), 2 * 3 / (knots - 1))
         weights[[0, -1]] /= 2                               # the trapezoid rule
         phi = torch.exp(-s ** 2 / 2)                        # characteristic function of N(0, 1)
-        self.register_buffer("s", s, persistent=False)
-        self.register_buffer("phi", phi, persistent=False)
-        self.register_buffer("weights", weights * phi, persistent=False)    # w(s) happens to be phi(s)
+        for name, x in dict(s=s, phi=phi, weights=weights * phi).items():   # w(s) happens to be phi(s)
+            self.register_buffer(name, x, persistent=False)
 
     def forward(self, z, directions=None):
         """`directions` (D,M), columns of any length, replaces the random ones (for tests)."""
@@ -722,12 +718,16 @@ def play(environments, policy, budget):
 
 def save_checkpoint(path, model, **state):
     """Config and weights are all that planning needs; `state` is what training needs to go on."""
-    state.update(config=vars(model.cfg), model=model.state_dict())
-    path, partial = Path(path), Path(f"{path}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_weights(path, dict(state, config=vars(model.cfg), model=model.state_dict()))
+
+
+def write_weights(path, content):
+    """With torch.save, and so that a kill leaves the old file or the new one, never a part of it."""
+    partial = Path(f"{path}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.save(state, partial)
-        os.replace(partial, path)                       # so a kill leaves the old file or the new one
+        torch.save(content, partial)
+        partial.replace(path)
     except (OSError, RuntimeError) as error:
         partial.unlink(missing_ok=True)
         raise OSError(f"{path} cannot be written, is the disk full? ({str(error)[:80]!r})") from error

@@ -22,6 +22,7 @@ import json
 import math
 import sys
 import time
+import timeit
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -200,7 +201,7 @@ def fit_mlp(x, y, steps=1500, width=256, seed=0, batch=256):
 def pearson(a, b):
     """(n,k) each -> Pearson r of each column, float64 (k,); 0 for a column that is constant."""
     a, b = (x.double() - x.double().mean(0) for x in (a, b))
-    return (a * b).sum(0) / ((a * a).sum(0) * (b * b).sum(0)).sqrt().clamp(min=1e-12)
+    return nn.functional.cosine_similarity(a, b, dim=0)
 
 
 def score(guess, truth):
@@ -241,14 +242,14 @@ def probes(held):
             if code == "LeWM":
                 row = with_interval(read(ahead), truth[half:, CONTEXT + 4, None])
                 result[f"predicted 5 ahead, {kind}"] = row
-                for i, axis in enumerate(axes[name] for name in TARGETS):
+                for i, name in enumerate(TARGETS):
                     points = truth[half:, :, i].flatten(), guess[:, :, i].flatten()
                     label = f"{kind}, r = {pearson(*points):.2f}"
-                    axis.scatter(*points, s=6, alpha=0.5, lw=0.7, label=label, **looks[kind])
-                    if kind == "mlp":                           # once, over both
-                        axis.axline([points[0].mean()] * 2, slope=1, color="tab:red", lw=1)
-                    axis.set(xlabel="true", ylabel="read off the embedding")
-                    axis.legend(fontsize=8)
+                    axes[name].scatter(*points, s=6, alpha=0.5, lw=0.7, label=label, **looks[kind])
+    for name, middle in zip(TARGETS, truth[half:].mean((0, 1))):
+        axes[name].axline([middle, middle], slope=1, color="tab:red", lw=1)
+        axes[name].set(xlabel="true", ylabel="read off the embedding")
+        axes[name].legend(fontsize=8)
     return result, figure
 
 
@@ -273,56 +274,52 @@ def teleported(states, actions, distance, seed):
     return result
 
 
-def paired(disturbed, clean, flips=10_000, seed=0):
+def paired(disturbed, clean, flips=10_000):
     """(n,) each -> mean difference, Cohen's d of the differences, two-sided p of a paired sign-flip test."""
     difference = np.asarray(disturbed - clean, np.float64)
-    signs = np.random.default_rng(seed).choice((-1.0, 1.0), (flips, len(difference)))
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (flips, len(difference)))
     mean, std = difference.mean(), difference.std(ddof=1)
     extreme = np.abs((signs * difference).mean(1)) >= abs(mean) - 1e-12
-    p = (1 + extreme.sum()) / (1 + flips)
-    return {"difference": mean, "effect_size": mean / max(std, 1e-12), "p": p}
+    effect_size, p = mean / max(std, 1e-12), (1 + extreme.sum()) / (1 + flips)
+    return {"difference": mean, "effect_size": effect_size, "p": p}
 
 
 def roc_area(positive, negative):
     """Probability that a positive scores above a negative, ties counting half."""
-    positive, negative = np.asarray(positive)[:, None], np.asarray(negative)
-    return float((positive > negative).mean() + (positive == negative).mean() / 2)
+    return np.heaviside(np.subtract.outer(positive, negative), 0.5).mean()
 
 
 def surprises(held):
     """Curves of surprise, paired tests, a detector of teleports, and the effect of weaker disturbances."""
-    states, actions, pixels, size = held.states, held.actions, held.pixels, held.pixels.shape[-1]
+    model, states, actions, shown = held.model, held.states, held.actions, range(MOMENT - 3, MOMENT + 3)
 
-    def redden(n, share):                                       # of the way from grey to red
-        later = draw(states[:n, MOMENT:], size, (1 - share) * GREY + share * RED)
-        return torch.cat([pixels[:n, :MOMENT], later], 1)
-
-    def watch(film):                                            # of all trajectories, or of the first few
-        return surprise(held.model, encode(held.model, film), held.blocks[:len(film)])
+    def watch(states, colour=GREY):         # (n,T,7) -> a film of the first trajectory, surprise (n,T-1)
+        later = draw(states[:, MOMENT:], model.cfg.image_size, colour)
+        film = torch.cat([held.pixels[:len(states), :MOMENT], later], 1)
+        return film[0, shown], surprise(model, encode(model, film), held.blocks[:len(states)])
 
     def over_clean(curve):
-        disturbed, calm = curve[:, MOMENT - 1].numpy(), clean[:len(curve)]
-        return {"ratio": disturbed.mean() / calm.mean(), **paired(disturbed, calm)}
+        disturbed, calm = (x[:len(curve), MOMENT - 1] for x in (curve, curves["clean"]))
+        return {"ratio": (disturbed.mean() / calm.mean()).item(), **paired(disturbed, calm)}
 
-    films = {"clean": pixels, "block turns red": redden(None, 1.0),
-             "teleport": draw(teleported(states, actions, None, held.seed), size)}
-    curves = {name: watch(film) for name, film in films.items()}
-    clean = curves["clean"][:, MOMENT - 1].numpy()
+    moved = teleported(states, actions, None, held.seed)
+    watched = {"clean": watch(states), "block turns red": watch(states, RED), "teleport": watch(moved)}
+    films = {name: film for name, (film, _) in watched.items()}
+    curves = {name: curve for name, (_, curve) in watched.items()}
     result = {name: over_clean(curves[name]) for name in ("block turns red", "teleport")}
     result["teleport"]["roc_area"] = roc_area(curves["teleport"][:, MOMENT - 1], curves["clean"].ravel())
     by_distance, by_colour = {}, {}
     for distance in (5, 10, 20, 40, 80, 160):
         moved = teleported(states[:60], actions[:60], distance, held.seed)
-        by_distance[distance] = over_clean(watch(draw(moved, size)))
-    for share in (0.25, 0.5, 0.75, 1.0):
-        by_colour[round(share * np.linalg.norm(RED - GREY))] = over_clean(watch(redden(60, share)))
+        by_distance[distance] = over_clean(watch(moved)[1])
+    for change in np.outer((0.25, 0.5, 0.75, 1.0), RED - GREY):                     # on the way to red
+        by_colour[round(np.linalg.norm(change))] = over_clean(watch(states[:60], GREY + change)[1])
     result.update(by_teleport_px=by_distance, by_colour_distance=by_colour)
-    weaker, shown = {"teleport (px)": by_distance, "colour (RGB)": by_colour}, range(MOMENT - 3, MOMENT + 3)
+    weaker = {"teleport (px)": by_distance, "colour (RGB)": by_colour}
     figure, axes = canvas(10, 7.5, [["films"] * 4, ["surprise"] * 2 + [*weaker]])
-    first = {name: film[0, shown] for name, film in films.items()}
-    draw_films(axes["films"], first, [f"frame {t}" for t in shown])
-    x, lines = range(1, states.shape[1]), {name: interval(curve) for name, curve in curves.items()}
-    draw_lines(axes["surprise"], x, lines, "frame", ylabel="squared latent distance")
+    draw_films(axes["films"], films, [f"frame {t}" for t in shown])
+    lines = {name: interval(curve) for name, curve in curves.items()}
+    draw_lines(axes["surprise"], range(1, states.shape[1]), lines, "frame", ylabel="squared latent distance")
     for name, rows in weaker.items():
         line = {name: [row["ratio"] for row in rows.values()]}
         draw_lines(axes[name], [*rows], line, "strength", ylabel="surprise / clean", ylim=(0, None))
@@ -346,12 +343,11 @@ def geometry(held):
         states = np.tile(np.array([60, 60, 256, 230, 0.8, 0, 0], np.float32), (len(places), 1))
         states[:, GROUPS[what]] = places - shift                # the other one is at rest
         sheet = encode(model, draw(states, model.cfg.image_size))               # (14^2,D)
-        sheet = sheet - sheet.mean(0)
-        _, s, v = torch.linalg.svd(sheet, full_matrices=False)
+        u, s, _ = torch.linalg.svd(sheet - sheet.mean(0), full_matrices=False)
         result[f"{what} grid, share of 2 components"] = (s[:2].square().sum() / s.square().sum()).item()
         for name, colour in zip("xy", places.T):
             axis = axes[f"{what}, by {name} (px)"]
-            figure.colorbar(axis.scatter(*(sheet @ v[:2].T).T, c=colour, s=14), ax=axis)
+            figure.colorbar(axis.scatter(*(u * s)[:, :2].T, c=colour, s=14), ax=axis)
             axis.set(xlabel="component 1", ylabel="component 2")
     rank, smallest = lewm.effective_rank(z), z.std(0).min().item()
     result.update(effective_rank=rank, dimensions=z.shape[1], smallest_std=smallest)
@@ -360,7 +356,7 @@ def geometry(held):
     draw_lines(axes["spectrum"], range(1, len(spectrum) + 1), lines, "component", yscale="log")
     directions = torch.randn(z.shape[1], 8, generator=torch.Generator().manual_seed(0))
     levels = torch.linspace(0.01, 0.99, 99)
-    expected = math.sqrt(2) * torch.erfinv(2 * levels - 1)
+    expected = torch.special.ndtri(levels)
     quantiles = (z @ nn.functional.normalize(directions, dim=0)).quantile(levels, dim=0)    # (99,8)
     axis = axes["8 random projections"]
     axis.plot(expected, quantiles, color="black", ls="-", lw=0.7)
@@ -412,19 +408,16 @@ def action_use(held):
 
 def clear(states):
     """Which of states (...,7) can happen: the agent does not lie on the block."""
-    x, y, block_x, block_y, angle = states.reshape(-1, 7).T[:5]
-    complexes = (z.tolist() for z in (x + 1j * y, block_x + 1j * block_y, np.exp(1j * angle)))
-    gaps = np.reshape([*map(pusht.gap, *complexes)], states.shape[:-1])
-    return gaps > pusht.AGENT_RADIUS - 1
+    agent, block = (states[..., i] + 1j * states[..., i + 1] for i in (0, 2))
+    return np.vectorize(pusht.gap)(agent, block, np.exp(1j * states[..., 4])) > pusht.AGENT_RADIUS - 1
 
 
 def displaced(states, what, amount, seed=0):
     """states (E,7) with agent or block moved in random directions, or the block turned about its centre."""
     rng, states = np.random.default_rng(seed), states.astype(np.float64)
     if what == "block degrees":
-        turn = np.radians(amount) * rng.choice((-1, 1), len(states))
-        before, after = np.exp(1j * states[:, 4]), np.exp(1j * (states[:, 4] + turn))
-        shift = pusht.centre(0, before) - pusht.centre(0, after)            # so that the centre stays
+        spin, turn = np.exp(1j * states[:, 4]), np.radians(amount) * rng.choice((-1, 1), len(states))
+        shift = pusht.centre(0, spin) - pusht.centre(0, spin * np.exp(1j * turn))   # so that the centre stays
         states[:, 2:5] += np.stack([shift.real, shift.imag, turn], 1)
         return states
     columns = GROUPS[what.removesuffix(" px")]
@@ -455,29 +448,41 @@ def landscape(held):
 
 
 def beliefs(held):
-    """Squared latent distance to the goal at a plan's end, imagined and as it came true, of 40 pairs."""
+    """Squared latent distance to the goal at a plan's end, of up to 40 pairs: imagined and true by the search
+    for a plan that is played without looking, and imagined again after each block of one that is replanned."""
     model, counts, pairs = held.model, (1, 2, 4, 8, 16, 32), min(40, len(held.z))
     starts, goals, _ = pusht.held_out_pairs(pairs, "dev", held.seed, model.cfg.goal_distance)
-    both = np.stack([starts, goals], 1).astype(np.float32)
-    z, z_goal = encode(model, draw(both, model.cfg.image_size)).to(model.action_stats.device).unbind(1)
+    size, device = model.cfg.image_size, model.action_stats.device
+    z, z_goal = encode(model, draw(np.stack([starts, goals], 1), size)).split(1, 1)     # (E,1,D) each
     lines = {"imagined": [], "true": []}
     for count in counts:
-        plans = lewm.cem(model, z, z_goal, iterations=count)
-        actions = model.to_actions(plans).cpu().numpy().reshape(*plans.shape[:2], model.cfg.frame_skip, -1)
-        paths = dict(imagined=imagine(model, z[:, None].cpu(), plans.cpu())[:, 1:],         # (E,H,D) each
-                     true=encode(model, draw(played(starts, actions), model.cfg.image_size)))
+        plans = lewm.cem(model, z.to(device), z_goal.to(device), iterations=count)
+        actions = model.to_actions(plans).unflatten(1, (-1, model.cfg.frame_skip)).cpu().numpy()
+        true = encode(model, draw(played(starts, actions), size))
+        paths = dict(imagined=imagine(model, z, plans), true=torch.cat([z, true], 1))   # (E,1+H,D) each
         for name, path in paths.items():
-            lines[name].append(interval((path[:, -1] - z_goal.cpu()).square().sum(-1)).tolist())
-    figure, axes = canvas(9, 3.6, [["at the end of a plan", "five plans, from circle to star"]])
-    ends, plane = axes.values()
-    ylabel = "squared latent distance to the goal"
-    draw_lines(ends, counts, lines, "iterations of CEM", xscale="log", ylim=(0, None), ylabel=ylabel)
+            lines[name].append(interval((path[:, -1] - z_goal[:, 0]).square().sum(-1)).tolist())
+    pictures, cfg = draw(goals, size).permute(0, 2, 3, 1).numpy(), dataclasses.replace(model.cfg, replan=1)
+    planner, environments = lewm.Planner(model, pictures, cfg), pusht.environments(starts, goals, size)
+    ends = []
+    for _ in range(cfg.horizon):                                # all go on, even where the goal is reached
+        for env, block in zip(environments, planner(np.arange(pairs), environments)):
+            for action in block:
+                env.step(action)
+        ends.append(imagine(model, planner.seen.cpu(), planner.blocks.cpu())[:, -1])        # (E,D)
+    ends.append(encode(model, draw(np.float32([env.state for env in environments]), size)))
+    later = interval((torch.stack(ends, 1) - z_goal).square().sum(-1)).tolist()             # (H+1,3)
+    figure, axes = canvas(13, 3.6, [["by search", "by replanning", "five plans, from circle to star"]])
+    by_search, by_replanning, plane = axes.values()
+    looks = dict(ylim=(0, None), ylabel="squared latent distance to the goal")
+    draw_lines(by_search, counts, lines, "iterations of CEM", xscale="log", **looks)
+    draw_lines(by_replanning, range(len(later)), {"imagined; true at last": later}, "blocks played; at the end the truth", **looks)
     _, _, v = torch.pca_lowrank(held.z.flatten(0, 1), q=2)
     for path, look in zip(paths.values(), ("k-", "r--")):
-        for line in torch.cat([z[:5, None].cpu(), path[:5]], 1) @ v:            # (1+H,2) each
+        for line in path[:5] @ v:                                               # (1+H,2)
             plane.plot(*line.T, look, marker="o", markevery=[0])
-    plane.plot(*(z_goal[:5].cpu() @ v).T, "*", color="tab:green", markersize=9)
-    return {"iterations": counts, **lines}, figure
+    plane.plot(*(z_goal[:5, 0] @ v).T, "*", color="tab:green", markersize=9)
+    return {"iterations": counts, **lines, "after each block": later}, figure
 
 
 class Simulator(nn.Module):
@@ -486,7 +491,7 @@ class Simulator(nn.Module):
 
     def __init__(self, cfg, action_stats):
         super().__init__()
-        self.cfg, self.action_stats, self.env = cfg, action_stats, pusht.PushT()
+        self.cfg, self.action_stats = cfg, action_stats
 
     def encode(self, states):
         """states (...,7) -> (...,8): places in 20 px, angle in 20 degrees, velocities that hardly count."""
@@ -495,15 +500,12 @@ class Simulator(nn.Module):
 
     def rollout(self, z, plans):
         """z (B,1,8), plans (B,N,H,A) -> (B,N,H,8), by playing every plan."""
-        actions, skip = self.to_actions(plans).numpy(), self.cfg.frame_skip         # (B,N,H*skip,2)
-        ends = torch.zeros(*plans.shape[:3], z.shape[-1])
-        for b, n in np.ndindex(*plans.shape[:2]):
-            x = z[b, -1].double()
-            angle = torch.atan2(x[5], x[4]) % (2 * math.pi)
-            self.env.reset(options={"state": torch.cat([20 * x[:4], angle[None], 1e4 * x[6:]]).numpy()})
-            states = np.stack([self.env.step(action)[0] for action in actions[b, n]])
-            ends[b, n] = self.encode(torch.from_numpy(states[skip - 1::skip]).float())
-        return ends
+        actions = self.to_actions(plans).unflatten(2, (-1, self.cfg.frame_skip)).numpy()    # (B,N,H,skip,2)
+        x = z[:, -1].double()
+        angle = torch.atan2(x[:, 5:6], x[:, 4:5]) % (2 * math.pi)
+        states = torch.cat([20 * x[:, :4], angle, 1e4 * x[:, 6:]], 1).numpy()               # (B,7)
+        ends = [played([state] * len(some), some) for state, some in zip(states, actions)]
+        return self.encode(torch.from_numpy(np.stack(ends)))
 
 
 class StatePlanner(lewm.Planner):
@@ -680,18 +682,11 @@ def compare_dino_wm(_, device):
 # ======== 6 Speed =====================================================================================
 # How fast is this machine, and how long will `lewm.py --train` take? What is timed is that very code.
 
-class Enough(Exception):
-    """Ends the training that is being timed."""
-
-
-def seconds_a_call(work, least=2.0):
-    """Seconds that work() takes: once to warm up, then again and again for `least` seconds."""
+def seconds_a_call(work):
+    """Seconds that work() takes: once to warm up, once for a guess, then for about 2 s."""
     work()
-    began, calls = time.time(), 0
-    while calls < 2 or time.time() - began < least:
-        work()
-        calls += 1
-    return (time.time() - began) / calls
+    calls = max(2, round(2 / timeit.timeit(work, number=1)))
+    return timeit.timeit(work, number=calls) / calls
 
 
 def seconds_a_step(cfg, data, device, least=15.0):
@@ -701,10 +696,10 @@ def seconds_a_step(cfg, data, device, least=15.0):
     def render(states, size):
         times.append(time.time())
         if len(times) > 12 and times[-1] - times[9] > least:
-            raise Enough
+            raise StopIteration
         return pusht.render(states, size)
 
-    with contextlib.suppress(Enough):
+    with contextlib.suppress(StopIteration):
         lewm.train(cfg, data, device=device, render=render)
     return (times[-1] - times[9]) / (len(times) - 10)
 
@@ -718,13 +713,14 @@ def speed(preset, device):
     pixels, blocks = lewm.get_batch(model, data, np.arange(cfg.batch_size), pusht.render)
     with FlopCounterMode(display=False) as counter:
         model.loss(pixels, blocks)[0].backward()
+    tflop = counter.get_total_flops() / 1e12
     square = torch.randn(4096, 4096, device=device)
     square = square.bfloat16() if device.type == "cuda" else square
     product = seconds_a_call(lambda: (square @ square)[0, 0].item())
     z = torch.randn(cfg.batch_size, cfg.frames, cfg.embed_dim, device=device, requires_grad=True)
     sigreg = seconds_a_call(lambda: torch.autograd.grad(model.sigreg(z), z)[0].sum().item())
     model.eval()
-    seen, past = z[:1, :cfg.context].detach(), blocks[:1, :cfg.context - 1]
+    seen, past = z[:1, :cfg.context], blocks[:1, :cfg.context - 1]
     plan = seconds_a_call(lambda: lewm.cem(model, seen, z[1:2, 0], past=past).cpu())
     states, env = torch.from_numpy(data["state"][:256]).to(device), pusht.PushT()
     drawing = seconds_a_call(lambda: pusht.render(states, cfg.image_size).cpu()) / 256
@@ -734,8 +730,7 @@ def speed(preset, device):
     episodes = cfg.train_episodes * (1.25 if cfg.first_lesson else 1)
     total = recording * episodes + step * cfg.steps + plans * plan * share
     return {"training steps a second": 1 / step, "ms of SIGReg in a step": 1000 * sigreg,
-            "TFLOP in a step": counter.get_total_flops() / 1e12,
-            "TFLOP/s in training": counter.get_total_flops() / 1e12 / step,
+            "TFLOP in a step": tflop, "TFLOP/s in training": tflop / step,
             "TFLOP/s in one large matrix product": 2 * 4096 ** 3 / 1e12 / product, "ms a plan": 1000 * plan,
             "pictures drawn a second": 1 / drawing, "env steps a second": 1 / stepping,
             "episodes recorded a second": 1 / recording, "minutes for --train, at most": total / 60}
@@ -847,15 +842,8 @@ def load_official(path, cfg=None, action_stats=EXPERT_ACTION_STATS, device="cpu"
 
 def save_official(model, path, transformers=4):
     """Write the weights in the authors' layout, with the names of transformers 4 or 5."""
-    weights = {name: x.cpu().clone() for name, x in official_weights(model, transformers).items()}
-    path, partial = Path(path), Path(f"{path}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.save(weights, partial)
-        partial.replace(path)                           # so a kill leaves the old file or the new one
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be written, is the disk full? ({str(error)[:80]!r})") from error
+    weights = official_weights(model, transformers).items()
+    lewm.write_weights(path, {name: x.cpu().clone() for name, x in weights})
 
 
 # ======== 8 Command line ==============================================================================
@@ -901,6 +889,7 @@ def parse_arguments(argv):
     lewm.require({*args.only.split(",")} <= {*PARTS}, f"--only {args.only}: the parts are {','.join(PARTS)}")
     for name, least in dict(episodes=8, steps=1, pairs=1, seed=0).items():
         lewm.require(vars(args)[name] >= least, f"--{name} is {vars(args)[name]}, not at least {least}")
+    lewm.require(args.seed < 1_000_000, f"--seed is {args.seed}, not below 1,000,000")
     return args
 
 
