@@ -447,13 +447,32 @@ def landscape(held):
     return result, figure
 
 
+def replanned(model, starts, goals):
+    """Look and plan anew after each block -> embeddings (E,H+1,D) of a plan's end: as it was imagined before
+    each of the H blocks, and as it came true after the last."""
+    size, everyone, ends = model.cfg.image_size, np.arange(len(starts)), []
+    pictures, cfg = draw(goals, size).permute(0, 2, 3, 1).numpy(), dataclasses.replace(model.cfg, replan=1)
+    planner, environments = lewm.Planner(model, pictures, cfg), pusht.environments(starts, goals, size)
+    for _ in range(cfg.horizon):                                # all go on, even where the goal is reached
+        for env, block in zip(environments, planner(everyone, environments)):
+            for action in block:
+                env.step(action)
+        ends.append(imagine(model, planner.seen.cpu(), planner.blocks.cpu())[:, -1])
+    ends.append(encode(model, draw(np.stack([env.state for env in environments]), size)))
+    return torch.stack(ends, 1)
+
+
 def beliefs(held):
-    """Squared latent distance to the goal at a plan's end, of up to 40 pairs: imagined and true by the search
-    for a plan that is played without looking, and imagined again after each block of one that is replanned."""
+    """Squared latent distance to the goal at the end of plans for up to 40 pairs: imagined and true by the
+    length of the search, if a plan is played without looking, and imagined again after each block if not."""
     model, counts, pairs = held.model, (1, 2, 4, 8, 16, 32), min(40, len(held.z))
     starts, goals, _ = pusht.held_out_pairs(pairs, "dev", held.seed, model.cfg.goal_distance)
     size, device = model.cfg.image_size, model.action_stats.device
     z, z_goal = encode(model, draw(np.stack([starts, goals], 1), size)).split(1, 1)     # (E,1,D) each
+
+    def distance(ends):                                         # (E,n,D) -> n means with intervals
+        return interval((ends - z_goal).square().sum(-1)).tolist()
+
     lines = {"imagined": [], "true": []}
     for count in counts:
         plans = lewm.cem(model, z.to(device), z_goal.to(device), iterations=count)
@@ -461,28 +480,19 @@ def beliefs(held):
         true = encode(model, draw(played(starts, actions), size))
         paths = dict(imagined=imagine(model, z, plans), true=torch.cat([z, true], 1))   # (E,1+H,D) each
         for name, path in paths.items():
-            lines[name].append(interval((path[:, -1] - z_goal[:, 0]).square().sum(-1)).tolist())
-    pictures, cfg = draw(goals, size).permute(0, 2, 3, 1).numpy(), dataclasses.replace(model.cfg, replan=1)
-    planner, environments = lewm.Planner(model, pictures, cfg), pusht.environments(starts, goals, size)
-    ends = []
-    for _ in range(cfg.horizon):                                # all go on, even where the goal is reached
-        for env, block in zip(environments, planner(np.arange(pairs), environments)):
-            for action in block:
-                env.step(action)
-        ends.append(imagine(model, planner.seen.cpu(), planner.blocks.cpu())[:, -1])        # (E,D)
-    ends.append(encode(model, draw(np.float32([env.state for env in environments]), size)))
-    later = interval((torch.stack(ends, 1) - z_goal).square().sum(-1)).tolist()             # (H+1,3)
+            lines[name] += distance(path[:, -1:])
+    later = {"imagined, at last true": distance(replanned(model, starts, goals))}
     figure, axes = canvas(13, 3.6, [["by search", "by replanning", "five plans, from circle to star"]])
-    by_search, by_replanning, plane = axes.values()
     looks = dict(ylim=(0, None), ylabel="squared latent distance to the goal")
-    draw_lines(by_search, counts, lines, "iterations of CEM", xscale="log", **looks)
-    draw_lines(by_replanning, range(len(later)), {"imagined; true at last": later}, "blocks played; at the end the truth", **looks)
+    draw_lines(axes["by search"], counts, lines, "iterations of CEM", xscale="log", **looks)
+    draw_lines(axes["by replanning"], range(model.cfg.horizon + 1), later, "blocks played", **looks)
     _, _, v = torch.pca_lowrank(held.z.flatten(0, 1), q=2)
+    plane = axes["five plans, from circle to star"]
     for path, look in zip(paths.values(), ("k-", "r--")):
         for line in path[:5] @ v:                                               # (1+H,2)
             plane.plot(*line.T, look, marker="o", markevery=[0])
     plane.plot(*(z_goal[:5, 0] @ v).T, "*", color="tab:green", markersize=9)
-    return {"iterations": counts, **lines, "after each block": later}, figure
+    return {"iterations": counts, **lines, **later}, figure
 
 
 class Simulator(nn.Module):

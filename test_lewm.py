@@ -2015,6 +2015,22 @@ def test_beliefs_play_the_plans_that_were_imagined():
         assert np.allclose(states, path[4::5], atol=1e-4)
 
 
+def test_beliefs_after_each_block_are_those_of_the_planner():
+    """Catches ends imagined from another frame or plan than the planner's, and a truth seen too early."""
+    model = awake(lewm.LeWM(tiny(candidates=8, elites=4, iterations=2)))
+    starts = np.array([[100.0, 100, 256, 300, 1, 0, 0], [400, 90, 250, 260, 2, 0, 0]])
+    goals, played = starts + [20, 30, 0, 0, 0, 0, 0], []
+    whole = lewm.Planner.__call__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lewm.Planner, "__call__", lambda *args: played.append(whole(*args)) or played[-1])
+        ends = probe.replanned(model, starts, goals)            # (2,H+1,D)
+    z, z_goal = (probe.encode(model, probe.draw(states, 32)) for states in (starts, goals))
+    first = probe.imagine(model, z[:, None], lewm.cem(model, z, z_goal))[:, -1]
+    torch.testing.assert_close(ends[:, 0], first)
+    last = probe.played(starts, np.concatenate(played, 1).reshape(2, 5, 5, 2))[:, -1]
+    torch.testing.assert_close(ends[:, -1], probe.encode(model, probe.draw(last, 32)))
+
+
 def test_the_speed_of_this_machine_is_that_of_the_projects_own_code(monkeypatch):
     """Catches a part that is timed as zero, and a training that is not stopped."""
     calls = []
