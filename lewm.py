@@ -421,19 +421,19 @@ def cem(model, z, z_goal, generators=None, past=None, **settings):
     mean, std = torch.zeros(B, H, A, device=device), torch.ones(B, H, A, device=device)
     # One episode at a time on a CPU: as fast there, and a product's last bits depend on how many rows it has.
     chunk = 1 if device.type == "cpu" else 64
-    for _ in range(cfg.iterations):
-        noise = torch.stack([torch.randn(N, H, A, generator=g) for g in generators]).to(device)
-        plans = mean[:, None] + std[:, None] * noise                        # (B,N,H,A)
+    draws = [[torch.randn(N, H, A, generator=g) for g in generators] for _ in range(cfg.iterations)]
+    for noise in torch.stack([torch.stack(draw) for draw in draws]).to(device):         # (B,N,H,A) each
+        plans = mean[:, None] + std[:, None] * noise
         plans[:, 0] = mean                                                  # the best guess competes too
         plans = plans.clamp(low, high)                                      # DIFFERS: the authors do not
         whole = torch.cat([past[:, None].expand(-1, N, -1, -1), plans], 2)  # (B,N,T0-1+H,A)
         parts = zip(z.split(chunk), whole.split(chunk))
         ends = torch.cat([model.rollout(*part)[:, :, -1] for part in parts])  # (B,N,D)
         cost = (ends - z_goal).square().sum(-1)                             # (B,N)
-        require(cost.isfinite().all(), "the planning cost is not finite: the model or a picture holds NaN")
         best = cost.topk(K, dim=1, largest=False).indices                   # (B,K)
         elite = plans[torch.arange(B, device=device)[:, None], best]        # (B,K,H,A)
         mean, std = elite.mean(1), elite.std(1, correction=0).clamp(min=0.01)
+    require(cost.isfinite().all(), "the planning cost is not finite: the model or a picture holds NaN")
     return mean
 
 

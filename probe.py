@@ -721,8 +721,15 @@ def speed(preset, device):
     recording = (time.time() - began) / 100
     step, model = seconds_a_step(cfg, data, device), lewm.LeWM(cfg).to(device)
     pixels, blocks = lewm.get_batch(model, data, np.arange(cfg.batch_size), pusht.render)
+
+    def loss():
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return model.loss(pixels, blocks)[0]
+
+    forward = seconds_a_call(lambda: loss().item())
+    both = seconds_a_call(lambda: loss().backward() or model.encoder.cls_token.grad.sum().item())
     with FlopCounterMode(display=False) as counter:
-        model.loss(pixels, blocks)[0].backward()
+        loss().backward()
     tflop = counter.get_total_flops() / 1e12
     square = torch.randn(4096, 4096, device=device)
     square = square.bfloat16() if device.type == "cuda" else square
@@ -739,7 +746,10 @@ def speed(preset, device):
     share = 1 if cfg.replan == cfg.horizon else (cfg.horizon + 1) / 2 / cfg.horizon
     episodes = cfg.train_episodes * (1.25 if cfg.first_lesson else 1)
     total = recording * episodes + step * cfg.steps + plans * plan * share
-    return {"training steps a second": 1 / step, "ms of SIGReg in a step": 1000 * sigreg,
+    parts = {"drawing its pictures": drawing * cfg.batch_size * cfg.frames, "the loss": forward,
+             "its gradient": both - forward, "SIGReg, in both": sigreg}
+    return {"training steps a second": 1 / step,
+            **{f"% of a step for {name}": 100 * part / step for name, part in parts.items()},
             "TFLOP in a step": tflop, "TFLOP/s in training": tflop / step,
             "TFLOP/s in one large matrix product": 2 * 4096 ** 3 / 1e12 / product, "ms a plan": 1000 * plan,
             "pictures drawn a second": 1 / drawing, "env steps a second": 1 / stepping,
@@ -780,16 +790,13 @@ def growth(cfg, device):
     """How cost grows with one setting at a time -> {setting: {its value: `cost`}}, and a figure."""
     result, (figure, axes) = {}, canvas(11, 3, [[*GROWTH]])
     for name, values in GROWTH.items():
-        of_plan, axis = name in ("candidates", "horizon"), axes[name]
+        of_plan = name in ("candidates", "horizon")
         rows = [cost(dataclasses.replace(cfg, **{name: value}), device, of_plan) for value in values]
         result[name] = dict(zip(values, rows))
-        for unit in rows[0]:
-            axis.plot(values, [row[unit] for row in rows], marker=".", label=unit)
-        axis.set(xlabel=name, xscale="log", yscale="log")
-        axis.set_title("a plan" if of_plan else "a training step", fontsize=10)
-        axis.set_xticks(values, values)
-        axis.minorticks_off()
-        axis.legend(fontsize=8)
+        lines = {unit: [row[unit] for row in rows] for unit in rows[0]}
+        title = "seconds of a plan" if of_plan else "a training step"
+        draw_lines(axes[name], values, lines, name, title=title, ylim=(0, None))
+        axes[name].set_xticks(values)
     return result, figure
 
 
