@@ -15,8 +15,8 @@ Letters:
     S side of a picture      P patches in a picture      W width in a network       M SIGReg directions
     N candidate plans        H blocks in a plan          K elite plans              E episodes
     R rows of a data set     a numbers in an action      L tokens                   n any number
-B is whatever is batched: frames in `ViT`, episodes in `cem`. `z` is an embedding, `z_hat` a predicted one.
-`actions` are raw, in the world's units. Block t: the `frame_skip` of them from frame t to t + 1, z-scored.
+B is whatever is batched (in `cem`: episodes), T0 context frames; z is an embedding, z_hat a predicted one.
+`actions` are raw; block t holds the `frame_skip` actions from frame t to frame t + 1, z-scored.
 "DIFFERS:" marks where the paper and the authors' code disagree, or where this file leaves them.
 """
 
@@ -59,7 +59,7 @@ class Config:
     patch_size: int = 14            # px, side of a patch; must divide image_size
     action_dim: int = 2             # numbers in one action of the environment
     frame_skip: int = 5             # env steps from one frame to the next
-    whiten: bool = False            # whiten colours with the data's statistics instead of ImageNet's
+    whiten: bool = False            # whiten colours by the data's, so that rare ones count; else ImageNet's
     # encoder: ViT-Tiny
     encoder_width: int = 192        # width of the encoder
     encoder_depth: int = 12         # layers
@@ -78,14 +78,14 @@ class Config:
     frames: int = 4                 # T, frames in a training window; must exceed history
     # loss
     sigreg_weight: float = 0.09     # lambda, the one knob. DIFFERS: 0.1 in the paper's text
-    rollout_share: float = 0.0      # of the prediction error, made on own predictions. DIFFERS
+    rollout_share: float = 0.0      # share of the error made on the model's own predictions. DIFFERS
     directions: int = 1024          # M, random directions of SIGReg, fresh at each step
     knots: int = 17                 # points of its integral over [0, 3]
     # training
     batch_size: int = 128           # B, windows in a batch
     steps: int = 60_000             # optimizer steps. DIFFERS: about 200,000 in the paper
     lr: float = 5e-5                # peak learning rate of AdamW
-    first_lesson: float = 0.0       # share of the steps in a lesson of its own (README). DIFFERS
+    first_lesson: float = 0.0       # share of the steps in the first of two lessons (README). DIFFERS
     first_lr: float = 1e-3          # peak learning rate of that lesson
     weight_decay: float = 1e-3      # of AdamW
     warmup: float = 0.05            # share of the steps in which the learning rate rises
@@ -164,12 +164,12 @@ class Attention(nn.Module):
 
     def forward(self, x):
         B, L, _ = x.shape
-        q, k, v = self.to_qkv(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # 3 x (B,heads,L,-1)
+        q, k, v = self.to_qkv(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B,heads,L,-1) each
         y = F.scaled_dot_product_attention(q, k, v, None, self.dropout * self.training, self.causal)
         return self.to_out(y.transpose(1, 2).flatten(2))                                # (B,L,W)
 
 
-class Block(nn.Module):
+class EncoderLayer(nn.Module):
     """One encoder layer: x + attention(norm(x)), then x + mlp(norm(x)), for the first few tokens or all."""
     def __init__(self, width, heads):
         super().__init__()
@@ -192,7 +192,7 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, width))
         P = (cfg.image_size // self.p) ** 2
         self.pos_embedding = nn.Parameter(cfg.position_std * torch.randn(1, 1 + P, width))
-        self.layers = nn.ModuleList(Block(width, heads) for _ in range(cfg.encoder_depth))
+        self.layers = nn.ModuleList(EncoderLayer(width, heads) for _ in range(cfg.encoder_depth))
         self.norm = nn.LayerNorm(width, eps=1e-12)
 
     def forward(self, x):
@@ -207,7 +207,7 @@ class ViT(nn.Module):
 
 # ======== 3 Action encoder and AdaLN-zero predictor ===================================================
 # The action enters as in DiT (Peebles and Xie, arXiv 2212.09748): it shifts, scales and gates each branch
-# of each layer. What makes these numbers starts at zero, so at first every layer is the identity and actions
+# of each layer. The Linear that makes these numbers starts at zero: at first layers are the identity, actions
 # have no effect. Attention is causal: the prediction after frame t knows frames and actions up to t.
 
 def action_encoder(A, W):
@@ -216,7 +216,7 @@ def action_encoder(A, W):
     return nn.Sequential(OrderedDict(patch_embed=nn.Linear(A, A), embed=embed))
 
 
-class ConditionalBlock(nn.Module):
+class PredictorLayer(nn.Module):
     """One predictor layer: attention and MLP, each shifted, scaled and gated by the action c (B,T,W)."""
     def __init__(self, cfg):
         super().__init__()
@@ -245,7 +245,7 @@ class Predictor(nn.Module):
         D, W, self.history = cfg.embed_dim, cfg.predictor_width, cfg.history
         self.widen = nn.Identity() if D == W else nn.Linear(D, W)
         self.pos_embedding = nn.Parameter(0.02 * torch.randn(1, self.history, W))
-        self.layers = nn.ModuleList(ConditionalBlock(cfg) for _ in range(cfg.predictor_depth))
+        self.layers = nn.ModuleList(PredictorLayer(cfg) for _ in range(cfg.predictor_depth))
         self.norm = nn.LayerNorm(W)
 
     def forward(self, z, c):
@@ -286,17 +286,17 @@ class CharacteristicFunction(torch.autograd.Function):
 
 
 class SIGReg(nn.Module):
-    """z (B,T,D) -> scalar: B * integral w(s) |phi_B(s) - exp(-s^2/2)|^2 ds, averaged over M directions
-    and T time steps. phi_B(s) = mean_b exp(i s x_b) is the characteristic function of B projections x.
+    """z (B,T,D) -> scalar: B * integral_-3^3 phi(s) |phi_B(s) - phi(s)|^2 ds, phi(s) = exp(-s^2/2), averaged
+    over M directions and T time steps. phi_B(s) = mean_b exp(i s x_b), of the B projections x_b.
     Time steps are never pooled: frames of one window are not independent samples."""
     def __init__(self, directions=1024, knots=17):
         super().__init__()
         self.directions = directions
-        s = torch.linspace(0, 3, knots)                     # multiples of s[1]; even: [-3, 3] is twice [0, 3]
+        s = torch.linspace(0, 3, knots)                     # multiples of s[1]; twice [0, 3] is [-3, 3]
         weights = torch.full((knots,), 2 * 3 / (knots - 1))
         weights[[0, -1]] /= 2                               # the trapezoid rule
         phi = torch.exp(-s ** 2 / 2)                        # characteristic function of N(0, 1)
-        for name, x in dict(s=s, phi=phi, weights=weights * phi).items():   # w(s) happens to be phi(s)
+        for name, x in dict(s=s, phi=phi, weights=weights * phi).items():   # the weight is phi, too
             self.register_buffer(name, x, persistent=False)
 
     def forward(self, z, directions=None):
@@ -316,7 +316,7 @@ class SIGReg(nn.Module):
 # Gradients flow through both sides of the error; SIGReg alone keeps the embeddings from collapsing.
 
 def projector(width, hidden, out):
-    """BatchNorm on purpose: the networks end in a LayerNorm, which fixes each vector's length."""
+    """BatchNorm is needed: a LayerNorm before it fixes a vector's length, and a Gaussian's varies."""
     return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
@@ -339,13 +339,13 @@ class LeWM(nn.Module):
         self.register_buffer("action_stats", stats)         # (4,a): mean, std, lowest, highest
 
     def encode(self, pixels):
-        """pixels (...,3,S,S) -> z (...,D). uint8 is normalised here; float must be."""
-        looks, S, whole = tuple(pixels.shape[-3:]), self.cfg.image_size, pixels.dtype == torch.uint8
-        require(looks == (3, S, S), f"pictures are {looks}, not (3, {S}, {S}): see fit_pictures")
-        require(whole or pixels.min() < 0 or pixels.max() > 1, "pictures in [0, 1]: give uint8")
-        if whole:
+        """pixels (...,3,S,S) -> z (...,D). uint8 is normalised here; floats must be normalised already."""
+        shape, S, raw = tuple(pixels.shape[-3:]), self.cfg.image_size, pixels.dtype == torch.uint8
+        require(shape == (3, S, S), f"pictures are {shape}, not (3, {S}, {S}): see fit_pictures")
+        require(raw or pixels.min() < 0 or pixels.max() > 1, "pictures in [0, 1]: give uint8")
+        if raw:
             pixels = (self.colour_map @ (pixels / 255 - self.picture_mean).flatten(-2)).view(pixels.shape)
-        return self.projector(self.encoder(pixels.reshape(-1, *looks))).view(*pixels.shape[:-3], -1)
+        return self.projector(self.encoder(pixels.reshape(-1, *shape))).view(*pixels.shape[:-3], -1)
 
     def predict(self, z, blocks):
         """z (B,T,D), blocks (B,T,A), T <= history -> z_hat (B,T,D): z_hat[:, t] predicts z[:, t + 1]."""
@@ -356,9 +356,9 @@ class LeWM(nn.Module):
         """pixels (B,T,3,S,S), blocks (B,T-1,A) -> scalar, {"prediction", "sigreg", "std"}.
 
             L = mean (z_hat[t] - z[t + 1])^2  +  lambda * SIGReg(z)       Section 3 of the paper
-        z_hat[t], made after frame t, is the paper's z_hat_t+1. A longer window holds several examples."""
+        z_hat[t] is the paper's z_hat_t+1; `rollout_share` of this error is `own_error`."""
         z, n = self.encode(pixels), self.cfg.history + 1            # (B,T,D)
-        examples = z.unfold(1, n, 1).flatten(0, 1).mT               # (B*(T-history),history+1,D)
+        examples = z.unfold(1, n, 1).flatten(0, 1).mT               # (B*(T-history),history+1,D), one or more
         actions = blocks.unfold(1, n - 1, 1).flatten(0, 1).mT       # (B*(T-history),history,A)
         z_hat = self.predict(examples[:, :-1], actions)
         prediction = F.mse_loss(z_hat.float(), examples[:, 1:].float())     # no detach on either side
@@ -372,12 +372,12 @@ class LeWM(nn.Module):
         """The same error on the model's own predictions, from the first frame alone, like a first plan."""
         own = self.rollout(z[:, :1], blocks[:, None])[:, 0]         # (B,T-1,D)
         error = (own.float() - z[:, 1:].float()).square().mean((0, 2))      # (T-1,)
-        return error @ torch.softmax(-0.2 * torch.arange(len(error), device=z.device), 0)   # near ones more
+        return error @ torch.softmax(-0.2 * torch.arange(len(error), device=z.device), 0)   # .4 .33 .27
 
     def rollout(self, z, plans):
-        """Imagine. z (B,T0,D) context frames, T0 <= history, plans (B,N,H,A) of action blocks -> (B,N,H,D).
-        plans[:, :, t] follows frame t (the first T0 - 1 lie between context frames); the result at t is the
-        predicted frame t + 1. For T0 = 1 the predictor sees z0, then z0 z1', z0 z1' z2', z1' z2' z3'."""
+        """Imagine. z (B,T0,D) context frames, T0 <= history, plans (B,N,H,A) -> (B,N,H,D). Here H counts the
+        T0 - 1 blocks between context frames, too. plans[:, :, t] follows frame t; the result at t predicts
+        frame t + 1. For T0 = 1 the predictor sees z0, then z0 z1', z0 z1' z2', z1' z2' z3' (history 3)."""
         (B, T0, D), (_, N, H, _) = z.shape, plans.shape
         require(T0 <= H, f"{T0} context frames need at least {T0} action blocks, got {H}")
         seen, plans = z[:, None].expand(B, N, T0, D).flatten(0, 1), plans.flatten(0, 1)
@@ -621,7 +621,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
     with tqdm(total=cfg.steps, initial=step, unit="step") as bar:
         while step < cfg.steps:
             optimizer.param_groups[0]["lr"] = lr = learning_rate(step, cfg)
-            choice = starts[step >= round(cfg.first_lesson * cfg.steps)]
+            choice = starts[int(step >= round(cfg.first_lesson * cfg.steps))]      # of lesson 0 or 1
             index = np.random.default_rng([cfg.seed, step]).integers(len(choice), size=cfg.batch_size)
             pixels, blocks = get_batch(model, data, choice[index], render)
             torch.manual_seed(1_000_003 * cfg.seed + step)              # SIGReg's directions, dropout
@@ -670,7 +670,7 @@ class Planner:
         self.generators = [torch.Generator().manual_seed(1_000_003 * seed + e) for e in range(len(goals))]
         self.z_goal = self.encode(goals)                            # (E,D)
         self.seen = self.z_goal.new_zeros(len(goals), 0, self.z_goal.shape[1])      # (n,t,D) of n that go on
-        self.blocks = self.z_goal.new_zeros(len(goals), 0, model.cfg.action_block)  # (n,t,A), and the plan
+        self.blocks = self.z_goal.new_zeros(len(goals), 0, model.cfg.action_block)  # (n,t+left,A): past, plan
 
     @torch.no_grad()
     def encode(self, pictures):
@@ -681,12 +681,12 @@ class Planner:
 
     def __call__(self, running, environments):
         """running (n,): numbers of the episodes that go on -> raw actions (n,skip,a) of their next block."""
-        cfg, t = self.cfg, self.seen.shape[1]                       # one t for all: they start together
+        cfg, t = self.cfg, self.seen.shape[1]                       # blocks played, the same for all
         go_on, self.running = np.isin(self.running, running), running
         z = self.encode([environments[e].render() for e in running])
         self.seen, self.blocks = torch.cat([self.seen[go_on], z[:, None]], 1), self.blocks[go_on]
         if t % cfg.horizon % cfg.replan == 0:
-            left = cfg.horizon - t % cfg.horizon                    # DIFFERS: one deadline, not put off
+            left = cfg.horizon - t % cfg.horizon                    # DIFFERS: blocks to the next deadline
             first = max(0, t + 1 - min(cfg.context, self.model.cfg.history))
             noise, past = [self.generators[e] for e in running], self.blocks[:, first:t]
             settings = {**vars(cfg), "horizon": left}
@@ -697,8 +697,8 @@ class Planner:
 
 def play(environments, policy, budget):
     """Run episodes side by side, each until it reaches its goal or `budget` env steps are over.
-    policy(numbers of the running ones (n,), environments) -> raw actions (n,k,a) to take next.
-    -> observations (L,...) of each episode, L <= budget, and which have reached their goal, bool (E,)."""
+    policy(indices (n,) of the running ones, environments) -> raw actions (n,j,a) to take next.
+    -> observations (k,...) of each episode, k <= budget, and which have reached their goal, bool (E,)."""
     histories, reached = [[] for _ in environments], np.zeros(len(environments), bool)
     running, step = np.arange(len(environments)), 0
     while len(running) and step < budget:
@@ -747,8 +747,8 @@ def read_weights(path):
 
 
 def load_checkpoint(path, device="cpu", changes={}, kind=LeWM):
-    """-> LeWM in evaluation mode, its Config, and the whole dictionary. changes: {field: value} of Config,
-    which may differ from the checkpoint in what stands from `compile` on. kind: LeWM, or a subclass."""
+    """-> LeWM in evaluation mode, its Config, and the whole dictionary. changes: {field: value} of Config;
+    only fields from `compile` on may differ from the checkpoint's. kind: LeWM, or a subclass."""
     saved = read_weights(path)
     try:
         model = kind(Config(**saved["config"]))
@@ -810,7 +810,7 @@ def main(argv):
     if given.train:
         record = world.collect_lessons if cfg.first_lesson else world.collect
         data = world.load(given.data) if given.data else record(cfg.train_episodes, cfg.seed)
-        print(f"recorded: {len(data['ep_len']):,} episodes, {len(data['action']):,} steps", flush=True)
+        print(f"data: {len(data['ep_len']):,} episodes, {len(data['action']):,} steps", flush=True)
         model = train(cfg, data, out, given.resume, device)
         world.draw_curves(out)
     result = world.evaluate(model, cfg, pairs, gif=out / "plan.gif")

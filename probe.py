@@ -404,7 +404,7 @@ def action_use(held):
 
 # ======== 4 Planning ==================================================================================
 # Does the planner's cost grow with the distance in the world? Does what a plan promises come true, and when
-# does more search stop to help? How far does the planner get with a perfect model?
+# does more search no longer help? How far does the planner get with a perfect model?
 
 def clear(states):
     """Which of states (...,7) can happen: the agent does not lie on the block."""
@@ -463,8 +463,9 @@ def replanned(model, starts, goals):
 
 
 def beliefs(held):
-    """Squared latent distance to the goal at the end of plans for up to 40 pairs: imagined and true by the
-    length of the search, if a plan is played without looking, and imagined again after each block if not."""
+    """Squared latent distance to the goal at the end of plans, means over up to 40 pairs. A plan is made once
+    and played without looking: "imagined" and "true", by iterations of CEM. Or a Planner plans again after
+    each block: H imagined values, then the true one."""
     model, counts, pairs = held.model, (1, 2, 4, 8, 16, 32), min(40, len(held.z))
     starts, goals, _ = pusht.held_out_pairs(pairs, "dev", held.seed, model.cfg.goal_distance)
     size, device = model.cfg.image_size, model.action_stats.device
@@ -481,10 +482,11 @@ def beliefs(held):
         paths = dict(imagined=imagine(model, z, plans), true=torch.cat([z, true], 1))   # (E,1+H,D) each
         for name, path in paths.items():
             lines[name] += distance(path[:, -1:])
-    later = {"imagined, at last true": distance(replanned(model, starts, goals))}
+    later = {"replanned, the last one true": distance(replanned(model, starts, goals))}
     figure, axes = canvas(13, 3.6, [["by search", "by replanning", "five plans, from circle to star"]])
     looks = dict(ylim=(0, None), ylabel="squared latent distance to the goal")
     draw_lines(axes["by search"], counts, lines, "iterations of CEM", xscale="log", **looks)
+    axes["by search"].set_xticks(counts, counts)
     draw_lines(axes["by replanning"], range(model.cfg.horizon + 1), later, "blocks played", **looks)
     _, _, v = torch.pca_lowrank(held.z.flatten(0, 1), q=2)
     plane = axes["five plans, from circle to star"]
@@ -539,7 +541,7 @@ def ceiling(pairs, seed=0):
 
 
 # ======== 5 Comparisons ===============================================================================
-# What would another loss have made of the same networks, data, steps and planner?
+# LeWM beside another loss (PLDM), at other weights of SIGReg, and beside patch tokens (DINO-WM, time alone).
 
 PLDM_WEIGHTS = {"variance": 1.0, "covariance": 0.04, "time variance": 0.1, "time covariance": 0.01,
                 "smoothness": 0.1, "inverse dynamics": 1.0}
@@ -550,9 +552,9 @@ def vicreg(z):
     terms of VICReg (Bardes, Ponce and LeCun, arXiv 2105.04906), over the n vectors of each group."""
     z = z - z.mean(1, keepdim=True)
     covariance = z.mT @ z / (z.shape[1] - 1)                                # (groups,D,D)
-    variance = covariance.diagonal(dim1=1, dim2=2)                          # (groups,D)
-    others = covariance.square().sum((1, 2)) - variance.square().sum(1)
-    return torch.relu(1 - (variance + 1e-4).sqrt()).mean(), others.mean() / z.shape[2]
+    diagonal = covariance.diagonal(dim1=1, dim2=2)                          # (groups,D)
+    others = covariance.square().sum((1, 2)) - diagonal.square().sum(1)
+    return torch.relu(1 - (diagonal + 1e-4).sqrt()).mean(), others.mean() / z.shape[2]
 
 
 class PLDM(lewm.LeWM):
@@ -590,9 +592,9 @@ def trial(kind, cfg, data, problems, out, device):
         return saved["row"]
     torch.manual_seed(cfg.seed)
     model = lewm.train(cfg, data, out, True, device, model=kind(cfg))
-    score_of = pusht.evaluate(model, cfg, problems)["policies"]["LeWM + CEM"]
-    row = dict(zip(("success", "from", "to"), (score_of["success"], *score_of["interval"])))
-    row.update(object_success=score_of["object_success"])
+    planned = pusht.evaluate(model, cfg, problems)["policies"]["LeWM + CEM"]
+    row = dict(zip(("success", "from", "to"), (planned["success"], *planned["interval"])))
+    row.update(object_success=planned["object_success"])
     row.update({name: pusht.read_metrics(out)[name][-1].item() for name in names})
     states, half = trajectories(240, cfg)[0], 120
     z, truth = encode(model, draw(states, cfg.image_size)), probe_targets(states)       # (E,T,D), (E,T,6)
@@ -615,8 +617,8 @@ def compare_pldm(out, device, pairs=200, steps=1800, episodes=4000):
 
 
 def bisect_lambda(out, device, runs=7, pairs=100, steps=900, episodes=2000):
-    """The weight of SIGReg by golden-section search -> {weight: row of `trial`}, on development pairs. Each
-    run cuts the range of log10(weight) to 0.62 of it, given that the criterion has one summit."""
+    """The weight of SIGReg by golden-section search for the largest val_shuffled_ratio, given that it has one
+    summit -> {weight: row of `trial`}, on development pairs. Each further run cuts the range to 0.62."""
     cfg, rows = lewm.Config.preset("nano", steps=steps, train_episodes=episodes), {}
     data = pusht.collect_lessons(episodes, cfg.seed)
     problems, share = pusht.held_out_pairs(pairs, "dev", 0, cfg.goal_distance), (math.sqrt(5) - 1) / 2
@@ -647,7 +649,7 @@ PATCHES, PATCH, ACTION = 196, 384, 10   # DINO-WM: P tokens a frame, numbers in 
 
 
 class DinoWM(lewm.LeWM):
-    """DINO-WM (arXiv 2411.04983), untrained, as a LeWM whose z is the P tokens of a frame end to end."""
+    """DINO-WM (arXiv 2411.04983), untrained, as a LeWM. Its z is the P tokens of a frame, concatenated."""
     def __init__(self, cfg):
         super().__init__(cfg)                           # encoder, projectors and AdaLN go unused
         self.action_encoder, L = nn.Linear(cfg.action_block, ACTION), cfg.history * PATCHES
@@ -669,21 +671,21 @@ class DinoWM(lewm.LeWM):
 
 
 def compare_dino_wm(_, device):
-    """{what: of both, and their ratio} in a plan from one frame. A layer on L tokens of width W takes
-        L (4 W I + 2 W mlp)  +  2 L^2 I     multiply-adds, I = heads x head_dim: matrices, and attention
-    and `rest` is for each frame: AdaLN, actions and pred_proj, or actions alone."""
+    """Costs of a plan from one frame -> {what: {"LeWM", "DINO-WM", "factor"}}. Multiply-adds of a layer on L
+    tokens of width W, I = heads x head_dim:  L (4 W I + 2 W mlp)  for matrices  +  2 L^2 I  for attention.
+    `others`, for each frame: AdaLN, action encoder and pred_proj of LeWM, the action encoder of DINO-WM."""
     cfg, columns = lewm.Config.preset("paper"), []
     W, I, A = cfg.predictor_width, cfg.predictor_heads * cfg.predictor_head_dim, cfg.action_block
-    rest = 6 * cfg.predictor_depth * W * W + A * A + 4 * W * (A + W) + 2 * W * cfg.projector_hidden
-    for model, P, D, W, rest, N in ((lewm.LeWM(cfg), 1, W, W, rest, 300),   # N candidates are timed
-                                    (DinoWM(cfg), PATCHES, PATCH, PATCH + ACTION, A * ACTION, 4)):
+    others = 6 * cfg.predictor_depth * W * W + A * A + 4 * W * (A + W) + 2 * W * cfg.projector_hidden
+    for model, P, D, width, rest, N in ((lewm.LeWM(cfg), 1, W, W, others, 300),   # N candidates are timed
+                                        (DinoWM(cfg), PATCHES, PATCH, PATCH + ACTION, A * ACTION, 4)):
         model, z = model.to(device).eval(), torch.randn(2, 1, P * D, device=device)
         each = seconds_a_call(lambda: lewm.cem(model, *z, candidates=N, elites=2, iterations=1)) / N
         L = P * np.minimum(np.arange(cfg.horizon) + 1, cfg.history)         # of each prediction
-        layer = L * W * (4 * I + 2 * cfg.predictor_mlp) + 2 * L ** 2 * I
+        layer = L * width * (4 * I + 2 * cfg.predictor_mlp) + 2 * L ** 2 * I
         count = (cfg.predictor_depth * layer + L / P * rest).mean() / 1e6   # for an imagined frame
         plan = each * cfg.candidates * cfg.iterations                       # time is linear in both
-        columns.append((P, W, count / P, count / 1e3, 1000 * each / cfg.horizon, plan / 60))
+        columns.append((P, width, count / P, count / 1e3, 1000 * each / cfg.horizon, plan / 60))
     names = ("tokens a frame", "width of a token", "million multiply-adds for each token",
              "billion for an imagined frame, the product", "ms for an imagined frame", "minutes for a plan")
     return {name: {"LeWM": a, "DINO-WM": b, "factor": b / a} for name, a, b in zip(names, *columns)}
@@ -742,9 +744,9 @@ def speed(preset, device):
     states, env = torch.from_numpy(data["state"][:256]).to(device), pusht.PushT()
     drawing = seconds_a_call(lambda: pusht.render(states, cfg.image_size).cpu()) / 256
     stepping = seconds_a_call(lambda: env.step([0.1, 0.1]))
-    plans = cfg.episodes * cfg.budget / cfg.frame_skip / cfg.replan     # at most, with this many blocks each:
-    share = 1 if cfg.replan == cfg.horizon else (cfg.horizon + 1) / 2 / cfg.horizon
-    episodes = cfg.train_episodes * (1.25 if cfg.first_lesson else 1)
+    plans = cfg.episodes * cfg.budget / cfg.frame_skip / cfg.replan     # if no episode ends early
+    share = 1 if cfg.replan == cfg.horizon else (cfg.horizon + 1) / 2 / cfg.horizon     # of their blocks
+    episodes = cfg.train_episodes * (1.25 if cfg.first_lesson else 1)   # as in pusht.collect_lessons
     total = recording * episodes + step * cfg.steps + plans * plan * share
     parts = {"drawing its pictures": drawing * cfg.batch_size * cfg.frames, "the loss": forward,
              "its gradient": both - forward, "SIGReg, in both": sigreg}
