@@ -155,17 +155,17 @@ PRESETS = {
 # norm: one vector for a whole picture, because planning compares and predicts single vectors.
 
 class Attention(nn.Module):
-    """Multi-head self-attention over L tokens, (B,L,W) -> (B,L,W). `causal` hides later tokens."""
+    """Multi-head self-attention over L tokens, (B,L,W) -> (B,L,W). `causal`, or a mask, hides tokens."""
     def __init__(self, width, heads, head_dim, qkv_bias=True, dropout=0.0, causal=False):
         super().__init__()
         self.heads, self.dropout, self.causal = heads, dropout, causal
         self.to_qkv = nn.Linear(width, 3 * heads * head_dim, bias=qkv_bias)
         self.to_out = nn.Linear(heads * head_dim, width)
 
-    def forward(self, x):
+    def forward(self, x, mask=None):
         B, L, _ = x.shape
         q, k, v = self.to_qkv(x).view(B, L, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B,heads,L,-1) each
-        y = F.scaled_dot_product_attention(q, k, v, None, self.dropout * self.training, self.causal)
+        y = F.scaled_dot_product_attention(q, k, v, mask, self.dropout * self.training, self.causal)
         return self.to_out(y.transpose(1, 2).flatten(2))                                # (B,L,W)
 
 
@@ -249,7 +249,7 @@ class Predictor(nn.Module):
         self.norm = nn.LayerNorm(W)
 
     def forward(self, z, c):
-        require(z.shape[1] <= self.history, f"at most {self.history} frames, got {z.shape[1]}")
+        require(z.shape[1] <= self.history, f"{z.shape[1]} frames are more than history {self.history}")
         x = self.widen(z) + self.pos_embedding[:, :z.shape[1]]      # (B,T,W)
         for layer in self.layers:
             x = layer(x, c)
@@ -421,9 +421,9 @@ def cem(model, z, z_goal, generators=None, past=None, **settings):
     mean, std = torch.zeros(B, H, A, device=device), torch.ones(B, H, A, device=device)
     # One episode at a time on a CPU: as fast there, and a product's last bits depend on how many rows it has.
     chunk = 1 if device.type == "cpu" else 64
-    draws = [[torch.randn(N, H, A, generator=g) for g in generators] for _ in range(cfg.iterations)]
-    for noise in torch.stack([torch.stack(draw) for draw in draws]).to(device):         # (B,N,H,A) each
-        plans = mean[:, None] + std[:, None] * noise
+    for _ in range(cfg.iterations):
+        noise = torch.stack([torch.randn(N, H, A, generator=g) for g in generators]).to(device)
+        plans = mean[:, None] + std[:, None] * noise                        # (B,N,H,A)
         plans[:, 0] = mean                                                  # the best guess competes too
         plans = plans.clamp(low, high)                                      # DIFFERS: the authors do not
         whole = torch.cat([past[:, None].expand(-1, N, -1, -1), plans], 2)  # (B,N,T0-1+H,A)
@@ -577,7 +577,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
         from pusht import render                            # only then, so that this file can be copied alone
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")  # TF32 beside bf16
     torch.manual_seed(cfg.seed)
-    model = (model or LeWM(cfg)).to(device).train()
+    model = (model or LeWM(cfg)).to(device)
     fused = device.type in ("cuda", "cpu")
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
 
@@ -604,12 +604,11 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
 
     step, seconds, metrics = 0, 0.0, []
     if resume and out and path.exists():
-        _, _, saved = load_checkpoint(path, changes=vars(cfg), kind=type(model))
+        _, _, saved = load_checkpoint(path, device, vars(cfg), model)
         require(saved.get("checksum") == checksum, f"{path} is of other data: use the same --data")
-        model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         step, seconds, metrics = saved["step"], saved["seconds"], saved["metrics"]
-    loss_function = model.loss
+    loss_function = model.train().loss
     if cfg.compile:
         try:
             torch.compile(lambda x: x.sin() + 1)(torch.ones(2, device=device))  # is there a compiler?
@@ -746,20 +745,21 @@ def read_weights(path):
     return content
 
 
-def load_checkpoint(path, device="cpu", changes={}, kind=LeWM):
+def load_checkpoint(path, device="cpu", changes={}, model=None):
     """-> LeWM in evaluation mode, its Config, and the whole dictionary. changes: {field: value} of Config;
-    only fields from `compile` on may differ from the checkpoint's. kind: LeWM, or a subclass."""
+    only fields from `compile` on may differ from the checkpoint's. model: to load into, maybe a subclass."""
     saved = read_weights(path)
     try:
-        model = kind(Config(**saved["config"]))
+        cfg = Config(**saved["config"])
+        names = list(vars(cfg))
+        for name in names[:names.index("compile")]:
+            old, new = getattr(cfg, name), changes.get(name, getattr(cfg, name))
+            require(old == new, f"{name} is {old} in {path}, not {new}: leave it out, or use another --out")
+        model = model or LeWM(cfg)
         model.load_state_dict(saved["model"])
-    except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no checkpoint of this version ({str(error)[:80]!r})") from error
-    names = list(vars(model.cfg))
-    for name in names[:names.index("compile")]:
-        old, new = getattr(model.cfg, name), changes.get(name, getattr(model.cfg, name))
-        require(old == new, f"{name} is {old} in {path}, not {new}: leave it out, or use another --out")
-    model.cfg = dataclasses.replace(model.cfg, **changes)
+    model.cfg = dataclasses.replace(cfg, **changes)
     return model.to(device).eval(), model.cfg, saved
 
 

@@ -160,7 +160,6 @@ def draw_curves(runs, out):
             axis.plot(metrics["step"], metrics[name], label=Path(run).resolve().name)
             axis.set(xlabel="step", yscale="log" if name == "val_prediction" else "linear")
     axes["std"].legend(fontsize=8)
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
 
 
@@ -457,7 +456,8 @@ def replanned(model, starts, goals):
         for env, block in zip(environments, planner(everyone, environments)):
             for action in block:
                 env.step(action)
-        ends.append(imagine(model, planner.seen.cpu(), planner.blocks.cpu())[:, -1])
+        first = max(0, planner.seen.shape[1] - cfg.context)     # the planner has forgotten those before
+        ends.append(imagine(model, planner.seen[:, first:].cpu(), planner.blocks[:, first:].cpu())[:, -1])
     ends.append(encode(model, draw(np.stack([env.state for env in environments]), size)))
     return torch.stack(ends, 1)
 
@@ -551,7 +551,8 @@ def vicreg(z):
     """z (groups,n,D) -> how far the standard deviations stay below 1, and the covariances, squared: the two
     terms of VICReg (Bardes, Ponce and LeCun, arXiv 2105.04906), over the n vectors of each group."""
     z = z - z.mean(1, keepdim=True)
-    covariance = z.mT @ z / (z.shape[1] - 1)                                # (groups,D,D)
+    with torch.autocast(z.device.type, enabled=False):                      # as in SIGReg
+        covariance = z.mT @ z / (z.shape[1] - 1)                            # (groups,D,D)
     diagonal = covariance.diagonal(dim1=1, dim2=2)                          # (groups,D)
     others = covariance.square().sum((1, 2)) - diagonal.square().sum(1)
     return torch.relu(1 - (diagonal + 1e-4).sqrt()).mean(), others.mean() / z.shape[2]
@@ -568,8 +569,8 @@ class PLDM(lewm.LeWM):
 
     def loss(self, pixels, blocks):
         """pixels (B,T,3,S,S), blocks (B,T-1,A), T = history + 1 -> scalar, {name of a term: scalar}."""
-        z, share = self.encode(pixels), self.cfg.rollout_share              # (B,T,D)
-        prediction = nn.functional.mse_loss(self.predict(z[:, :-1], blocks), z[:, 1:])
+        z, share = self.encode(pixels).float(), self.cfg.rollout_share      # (B,T,D)
+        prediction = (self.predict(z[:, :-1], blocks).float() - z[:, 1:]).square().mean()
         prediction = (1 - share) * prediction + share * self.own_error(z, blocks)
         variance, covariance = vicreg(z.transpose(0, 1))                    # T groups of B
         time_variance, time_covariance = vicreg(z)                          # B groups of T
@@ -586,12 +587,15 @@ def trial(kind, cfg, data, problems, out, device):
     """Train a model of this kind, plan, probe -> {what: number}. What the folder `out` has is not redone."""
     path, names = out / "trial.json", ("val_prediction", "val_copy_last", "val_shuffled_ratio",
                                        "effective_rank", "straightness")
+    torch.manual_seed(cfg.seed)
+    model = kind(cfg)
+    made = {**vars(cfg), "pairs": len(problems[0]), "weights": getattr(model, "weights", None)}
     if path.exists():
         saved = json.loads(path.read_text(encoding="utf-8"))
-        lewm.require(saved["config"] == vars(cfg), f"{path} is of other settings: use another --out")
+        wrong = [name for name in made if saved["made"].get(name) != made[name]]
+        lewm.require(not wrong, f"{path} has other {', '.join(wrong)}: use another --out, or delete it")
         return saved["row"]
-    torch.manual_seed(cfg.seed)
-    model = lewm.train(cfg, data, out, True, device, model=kind(cfg))
+    model = lewm.train(cfg, data, out, True, device, model=model)
     planned = pusht.evaluate(model, cfg, problems)["policies"]["LeWM + CEM"]
     row = dict(zip(("success", "from", "to"), (planned["success"], *planned["interval"])))
     row.update(object_success=planned["object_success"])
@@ -601,7 +605,7 @@ def trial(kind, cfg, data, problems, out, device):
     read = fit_linear(z[:half].flatten(0, 1), truth[:half].flatten(0, 1))
     known = score(read(z[half:]).flatten(0, 1), truth[half:].flatten(0, 1))
     row.update({f"linear r, {group}": known[group]["r"] for group in GROUPS})
-    path.write_text(json.dumps({"config": vars(cfg), "row": row}), encoding="utf-8")
+    path.write_text(json.dumps({"made": made, "row": row}), encoding="utf-8")
     return row
 
 
@@ -655,17 +659,18 @@ class DinoWM(lewm.LeWM):
         self.action_encoder, L = nn.Linear(cfg.action_block, ACTION), cfg.history * PATCHES
         wide = dict(embed_dim=PATCH + ACTION, predictor_width=PATCH + ACTION)
         self.predictor = lewm.Predictor(dataclasses.replace(cfg, history=L, frames=L + 1, **wide))
+        for layer in self.predictor.layers:
+            layer.attn[1].causal = False                # a frame's tokens see each other: `mask` below
 
     def predict(self, z, blocks):
         """z (B,T,P*384), blocks (B,T,A) -> z_hat (B,T,P*384). Tokens see their frame and those before."""
         c = self.action_encoder(blocks)[:, :, None].expand(-1, -1, PATCHES, -1)         # (B,T,P,10)
         x = torch.cat([z.unflatten(2, (PATCHES, -1)), c], 3).flatten(1, 2)              # (B,T*P,W)
         frame = torch.arange(x.shape[1], device=x.device) // PATCHES
+        mask = frame[:, None] >= frame
         x = x + self.predictor.pos_embedding[:, :x.shape[1]]
         for norm, attn, mlp in ((*layer.attn[:2], layer.mlp) for layer in self.predictor.layers):
-            q, k, v = attn.to_qkv(norm(x)).unflatten(2, (3, attn.heads, -1)).permute(2, 0, 3, 1, 4)
-            y = nn.functional.scaled_dot_product_attention(q, k, v, frame[:, None] >= frame)
-            x = x + attn.to_out(y.transpose(1, 2).flatten(2))
+            x = x + attn(norm(x), mask)
             x = x + mlp(x)
         return self.predictor.norm(x)[..., :PATCH].reshape(z.shape)
 
@@ -684,7 +689,7 @@ def compare_dino_wm(_, device):
         L = P * np.minimum(np.arange(cfg.horizon) + 1, cfg.history)         # of each prediction
         layer = L * width * (4 * I + 2 * cfg.predictor_mlp) + 2 * L ** 2 * I
         count = (cfg.predictor_depth * layer + L / P * rest).mean() / 1e6   # for an imagined frame
-        plan = each * cfg.candidates * cfg.iterations                       # time is linear in both
+        plan = each * cfg.candidates * cfg.iterations                       # linear in both, on a CPU
         columns.append((P, width, count / P, count / 1e3, 1000 * each / cfg.horizon, plan / 60))
     names = ("tokens a frame", "width of a token", "million multiply-adds for each token",
              "billion for an imagined frame, the product", "ms for an imagined frame", "minutes for a plan")
@@ -716,6 +721,18 @@ def seconds_a_step(cfg, data, device, least=15.0):
     return (times[-1] - times[9]) / (len(times) - 10)
 
 
+def loss_of(model, pixels, blocks):
+    """The loss as lewm.train computes it."""
+    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=pixels.device.type == "cuda"):
+        return model.loss(pixels, blocks)[0]
+
+
+def gradient(model, pixels, blocks):
+    """Loss and gradient, and wait until they are there."""
+    loss_of(model, pixels, blocks).backward()
+    return model.encoder.cls_token.grad.sum().item()
+
+
 def speed(preset, device):
     """-> {what: how fast}, for each part of `lewm.py --train --preset ...` on this machine."""
     cfg, began = lewm.Config.preset(preset), time.time()
@@ -723,15 +740,10 @@ def speed(preset, device):
     recording = (time.time() - began) / 100
     step, model = seconds_a_step(cfg, data, device), lewm.LeWM(cfg).to(device)
     pixels, blocks = lewm.get_batch(model, data, np.arange(cfg.batch_size), pusht.render)
-
-    def loss():
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            return model.loss(pixels, blocks)[0]
-
-    forward = seconds_a_call(lambda: loss().item())
-    both = seconds_a_call(lambda: loss().backward() or model.encoder.cls_token.grad.sum().item())
+    forward = seconds_a_call(lambda: loss_of(model, pixels, blocks).item())
+    both = seconds_a_call(lambda: gradient(model, pixels, blocks))
     with FlopCounterMode(display=False) as counter:
-        loss().backward()
+        gradient(model, pixels, blocks)
     tflop = counter.get_total_flops() / 1e12
     square = torch.randn(4096, 4096, device=device)
     square = square.bfloat16() if device.type == "cuda" else square
@@ -748,12 +760,12 @@ def speed(preset, device):
     share = 1 if cfg.replan == cfg.horizon else (cfg.horizon + 1) / 2 / cfg.horizon     # of their blocks
     episodes = cfg.train_episodes * (1.25 if cfg.first_lesson else 1)   # as in pusht.collect_lessons
     total = recording * episodes + step * cfg.steps + plans * plan * share
-    parts = {"drawing its pictures": drawing * cfg.batch_size * cfg.frames, "the loss": forward,
-             "its gradient": both - forward, "SIGReg, in both": sigreg}
-    return {"training steps a second": 1 / step,
-            **{f"% of a step for {name}": 100 * part / step for name, part in parts.items()},
+    parts = {"a step": step, "drawing its pictures": drawing * cfg.batch_size * cfg.frames,
+             "the loss, not compiled": forward, "its gradient, not compiled": both - forward,
+             "SIGReg, in both": sigreg, "a plan": plan}
+    return {"training steps a second": 1 / step, **{f"ms of {name}": 1000 * x for name, x in parts.items()},
             "TFLOP in a step": tflop, "TFLOP/s in training": tflop / step,
-            "TFLOP/s in one large matrix product": 2 * 4096 ** 3 / 1e12 / product, "ms a plan": 1000 * plan,
+            "TFLOP/s in one large matrix product": 2 * 4096 ** 3 / 1e12 / product,
             "pictures drawn a second": 1 / drawing, "env steps a second": 1 / stepping,
             "episodes recorded a second": 1 / recording, "minutes for --train, at most": total / 60}
 
@@ -767,13 +779,8 @@ def kept_bytes(work):
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        work_is_alive = work()                                  # so that no address is used twice
-    del work_is_alive
+        alive = work()                                          # so that no address is used twice
     return sum(kept.values())
-
-
-GROWTH = {"image_size": (32, 64, 128, 224), "batch_size": (16, 32, 64, 128),       # of a training step
-          "candidates": (50, 100, 200, 400), "horizon": (1, 2, 4, 8)}               # of a plan
 
 
 def cost(cfg, device, of_plan):
@@ -784,14 +791,16 @@ def cost(cfg, device, of_plan):
     shape = cfg.batch_size, cfg.frames, 3, cfg.image_size, cfg.image_size
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     blocks = torch.randn(cfg.batch_size, cfg.frames - 1, cfg.action_block, device=device)
-    seconds = seconds_a_call(lambda: model.loss(pixels, blocks)[0].backward())
-    return {"seconds": seconds, "GB": kept_bytes(lambda: model.loss(pixels, blocks)[0]) / 1e9}
+    seconds = seconds_a_call(lambda: gradient(model, pixels, blocks))
+    return {"seconds": seconds, "GB": kept_bytes(lambda: loss_of(model, pixels, blocks)) / 1e9}
 
 
 def growth(cfg, device):
     """How cost grows with one setting at a time -> {setting: {its value: `cost`}}, and a figure."""
-    result, (figure, axes) = {}, canvas(11, 3, [[*GROWTH]])
-    for name, values in GROWTH.items():
+    ranges = {"image_size": [n * cfg.patch_size for n in (1, 2, 4, 7)], "batch_size": [16, 32, 64, 128],
+              "candidates": [50, 100, 200, 400], "horizon": [1, 2, 4, 8]}
+    result, (figure, axes) = {}, canvas(11, 3, [[*ranges]])
+    for name, values in ranges.items():
         of_plan = name in ("candidates", "horizon")
         rows = [cost(dataclasses.replace(cfg, **{name: value}), device, of_plan) for value in values]
         result[name] = dict(zip(values, rows))
@@ -886,14 +895,13 @@ def parse_arguments(argv):
     flag = parser.add_argument
     flag("checkpoint", metavar="CKPT", nargs="?", help="of lewm.py, such as assets/nano.pt")
     flag("--ceiling", choices=["simulator"], help="instead: plan with a perfect model")
-    flag("--compare", choices=["pldm", "dino-wm"], help="instead: LeWM beside another model, see README")
-    flag("--bisect-lambda", dest="compare", action="store_const", const="lambda",
-         help="instead: search the weight of SIGReg with seven short trainings")
+    flag("--compare", choices=["pldm", "dino-wm"], help="instead: LeWM beside another model")
+    flag("--bisect-lambda", action="store_true", help="instead: search the weight of SIGReg")
     flag("--speed", choices=lewm.PRESETS, help="instead: time this machine; --out draws growth")
     flag("--curves", metavar="RUN", nargs="+", help="instead: draw metrics.csv of up to 4 trainings")
     flag("--import", dest="weights", metavar="FILE", help="instead: read the authors' weights")
     flag("--export", metavar="CKPT", help="instead: write a checkpoint in the authors' layout")
-    flag("--out", metavar="PATH", help="file to write; for parts and ceiling a folder, runs/probe")
+    flag("--out", metavar="PATH", help="file or folder to write; default of a folder: in runs")
     flag("--only", default=",".join(PARTS), metavar="PARTS", help="default: %(default)s")
     flag("--episodes", type=int, default=240, help="trajectories, half to fit probes; default: 240")
     flag("--steps", type=int, default=1500, help="of probes and decoder; default: 1500")
@@ -901,10 +909,14 @@ def parse_arguments(argv):
     flag("--seed", type=int, default=0, help="which held-out episodes; default: 0")
     flag("--device", help="cpu, cuda, mps; default: the best there is")
     args = parser.parse_args(argv)
-    modes = [args.checkpoint, args.ceiling, args.compare, args.speed, args.curves, args.weights, args.export]
+    modes = [args.checkpoint, args.ceiling, args.compare, args.bisect_lambda, args.speed, args.curves,
+             args.weights, args.export]
     lewm.require(sum(map(bool, modes)) == 1, "say which checkpoint, as in: python probe.py "
                  "assets/nano.pt; or one flag of those with \"instead\" in --help")
-    lewm.require(args.out or any(modes[:4]), "say where the result goes with --out FILE")
+    lewm.require(args.out or any(modes[:5]), "say where the result goes with --out FILE")
+    picture = args.out if args.speed or args.curves else None
+    lewm.require(picture is None or picture.endswith(".png"), f"--out is {picture}, not a picture's .png")
+    args.compare = "lambda" if args.bisect_lambda else args.compare
     lewm.require({*args.only.split(",")} <= {*PARTS}, f"--only {args.only}: the parts are {','.join(PARTS)}")
     for name, least in dict(episodes=8, steps=1, pairs=1, seed=0).items():
         lewm.require(vars(args)[name] >= least, f"--{name} is {vars(args)[name]}, not at least {least}")
@@ -926,6 +938,7 @@ def held_out(args):
 
 def main(argv):
     args = parse_arguments(argv)
+    Path(args.out or ".").parent.mkdir(parents=True, exist_ok=True)     # refused now, not after minutes
     if args.curves:
         return draw_curves(args.curves, args.out)
     if args.weights:
@@ -942,8 +955,10 @@ def main(argv):
             figure.savefig(args.out, dpi=110)
         return
     out = Path(args.out or f"runs/{args.compare or 'probe'}")
-    out.mkdir(parents=True, exist_ok=True)                      # refused now, not after minutes
-    result = {"command": "python probe.py " + " ".join(argv), "seed": args.seed, "n": args.episodes}
+    out.mkdir(parents=True, exist_ok=True)
+    result = {"command": "python probe.py " + " ".join(argv)}
+    if not args.compare:
+        result.update(seed=args.seed, n=args.pairs if args.ceiling else args.episodes)
     if args.ceiling:
         result["ceiling"] = ceiling(args.pairs, args.seed)
         print(pusht.table(result["ceiling"]))

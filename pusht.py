@@ -688,7 +688,7 @@ def parse_arguments(argv):
     args = parser.parse_args(argv or ["--help"])
     if not (args.out if args.episodes or args.source else args.show):
         parser.error("say --show PATH.gif, --episodes N --out PATH or --import FILE.h5 --out PATH")
-    if args.out and Path(args.out).exists():  # refused now, not after minutes
+    if (args.episodes or args.source) and Path(args.out).exists():  # refused now, not after minutes
         parser.error(f"{args.out} exists already: choose another --out or delete it first")
     return args
 

@@ -120,6 +120,13 @@ class Dot:
         return picture[::-1]                                # MuJoCo's are mirrored views, too
 
 
+class Extra(lewm.LeWM):
+    """A subclass with more weights, and more to say when it is made."""
+    def __init__(self, cfg, extra):
+        super().__init__(cfg)
+        self.more = torch.nn.Linear(extra, 1)
+
+
 class DotModel(lewm.LeWM):
     """Knows that world exactly: an embedding is the dot's place. It keeps how many blocks ahead it was
     asked."""
@@ -329,7 +336,7 @@ def test_the_order_of_frames_matters_to_the_predictor():
 
 def test_the_predictor_refuses_more_frames_than_its_history():
     """Catches an error of broadcasting, deep inside, in place of one that names the limit."""
-    with pytest.raises(ValueError, match="at most 3 frames, got 4"):
+    with pytest.raises(ValueError, match="4 frames are more than history 3"):
         lewm.LeWM(tiny()).predict(noise(2, 4, 16), noise(2, 4, 10))
 
 
@@ -1374,6 +1381,14 @@ def test_the_import_of_hdf5_data_refuses_what_it_cannot_read_or_store(tmp_path, 
     assert not list(tmp_path.glob("new*")), "nothing may be written before the space is known to be there"
 
 
+def test_recording_into_what_exists_is_refused_at_once_in_data(tmp_path, capsys):
+    """Catches minutes of recording before the refusal, and a picture refused for an --out it does not use."""
+    argv = ["--episodes", "1000000", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="exists already"):
+        pusht.main(argv)
+    assert pusht.parse_arguments(["--show", "a.gif", "--out", str(tmp_path)]).show == "a.gif"
+
+
 # ======== pusht.py: The world =========================================================================
 # A trajectory of the reference Push-T (pymunk 7.3.1): the agent pushes and turns the block from step 5 on.
 
@@ -1911,25 +1926,40 @@ def test_the_terms_of_vicreg_have_known_answers():
     assert variance == pytest.approx(0.99) and covariance < 1e-9
     variance, covariance = probe.vicreg(z[..., :1].expand(-1, -1, 4))
     assert variance < 0.01 and covariance == pytest.approx(3, rel=0.05)     # 12 covariances of 1, by 4
+    assert probe.vicreg(torch.tensor([[[0.0, 0], [1, 1]]]))[1] == pytest.approx(0.25)   # two of 0.5, n - 1
 
 
-def test_pldm_is_trained_by_each_of_its_terms_and_resumes_exactly(tmp_path):
-    """Catches a term without a gradient or a weight, and a subclass whose checkpoint cannot be read again."""
-    cfg, data = tiny(steps=4, checkpoint_minutes=0.0), counting_data()
-    model = probe.PLDM(cfg, dict.fromkeys(probe.PLDM_WEIGHTS, 0.0)).train()
-    batch = lewm.get_batch(model, data, np.arange(4))
-    least, parts = model.loss(*batch)
-    assert least == parts["prediction"] and {*probe.PLDM_WEIGHTS, "std"} < {*parts}
+def test_pldm_is_trained_by_each_of_its_terms():
+    """Catches a term without a gradient or a weight, a batch pooled with time, and half an input."""
+    model = probe.PLDM(tiny(rollout_share=0.5), dict.fromkeys(probe.PLDM_WEIGHTS, 0.0)).eval()
+    pixels, blocks = random_pictures(4, 4, 3, 32, 32), noise(4, 3, 10)
+    pixels = pixels // 4 * torch.arange(4, dtype=torch.uint8)[:, None, None, None, None]     # ever brighter
+    least, parts = model.loss(pixels, blocks)
+    assert least == parts["prediction"] == lewm.LeWM.loss(model, pixels, blocks)[1]["prediction"]
+    assert {*probe.PLDM_WEIGHTS, "std"} < {*parts}
     for name in probe.PLDM_WEIGHTS:
         model.weights = {**dict.fromkeys(probe.PLDM_WEIGHTS, 0.0), name: 2.0}
-        more, weight = model.loss(*batch)[0] - least, model.encoder.cls_token
+        more = model.loss(pixels, blocks)[0] - least
         assert more.item() == pytest.approx(2 * parts[name].item(), abs=1e-5)
-        gradient, = torch.autograd.grad(more, weight, retain_graph=True)
+        gradient, = torch.autograd.grad(more, model.encoder.cls_token, retain_graph=True)
         assert gradient.abs().sum() > 0, name
+    z = model.encode(pixels)
+    assert parts["smoothness"] == pytest.approx((z[:, 1:] - z[:, :-1]).square().mean().item())
+    still = model.loss(pixels[:, :1].expand_as(pixels), blocks)[1]      # nothing moves, yet windows differ
+    assert still["smoothness"] < 1e-9 and still["time variance"] == pytest.approx(0.99)
+    assert still["variance"] < 0.98
+    pixels[:, -1] = 255 - pixels[:, -1]
+    assert model.loss(pixels, blocks)[1]["inverse dynamics"] != parts["inverse dynamics"]
+
+
+@pytest.mark.parametrize("kind", [probe.PLDM, lambda cfg: Extra(cfg, 3)])
+def test_a_subclass_resumes_exactly(kind, tmp_path):
+    """Catches a subclass whose checkpoint cannot be read again."""
+    cfg, data = tiny(steps=4, checkpoint_minutes=0.0), counting_data()
 
     def trained(out, stop):
         torch.manual_seed(0)
-        model, losses = probe.PLDM(cfg), []
+        model, losses = kind(cfg), []
         whole = model.loss
         model.loss = lambda *batch: losses.append(1) or (stop and len(losses) == 3 and 1 / 0) or whole(*batch)
         return lewm.train(cfg, data, out, resume=True, device="cpu", model=model)
@@ -1943,15 +1973,23 @@ def test_pldm_is_trained_by_each_of_its_terms_and_resumes_exactly(tmp_path):
 
 def test_a_comparison_trains_both_models_once_and_refuses_other_settings(tmp_path, monkeypatch):
     """Catches a model compared with itself, minutes spent twice, and old numbers taken for new ones."""
-    settings = dict(pairs=2, steps=2, episodes=12)
+    settings, few = dict(pairs=2, steps=2, episodes=12), probe.trajectories(8, tiny())
+    monkeypatch.setattr(probe, "trajectories", lambda episodes, cfg: few)
+    small = tiny(candidates=8, elites=4, iterations=2)
+    monkeypatch.setattr(lewm.Config, "preset", lambda name, **changes: dataclasses.replace(small, **changes))
     rows = probe.compare_pldm(tmp_path, "cpu", **settings)
     assert list(rows) == ["LeWM", "PLDM"] and rows["LeWM"] != rows["PLDM"]
     assert all(0 <= row["from"] <= row["success"] <= row["to"] <= 1 for row in rows.values())
     assert (tmp_path / "pldm.png").read_bytes()[:4] == b"\x89PNG"
     monkeypatch.setattr(lewm, "train", None)                # again: nothing is trained
     assert probe.compare_pldm(tmp_path, "cpu", **settings) == rows
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="trial.json has other steps: use another --out"):
         probe.compare_pldm(tmp_path, "cpu", **{**settings, "steps": 3})
+    with pytest.raises(ValueError, match="has other pairs"):
+        probe.compare_pldm(tmp_path, "cpu", **{**settings, "pairs": 3})
+    monkeypatch.setitem(probe.PLDM_WEIGHTS, "variance", 9.0)
+    with pytest.raises(ValueError, match="has other weights"):
+        probe.compare_pldm(tmp_path, "cpu", **settings)
 
 
 @pytest.mark.parametrize("summit", [0.004, 0.12, 3.0])
@@ -1984,9 +2022,11 @@ def test_the_multiply_adds_of_dino_wm_and_lewm_are_those_that_are_counted(monkey
     for of, name, x in ((probe, "PATCHES", 3), (probe, "seconds_a_call", counted),
                         (lewm.Config, "preset", lambda name: small)):
         monkeypatch.setattr(of, name, x)
-    *_, count, each, _ = probe.compare_dino_wm(None, "cpu").values()
+    *_, count, each, plan = probe.compare_dino_wm(None, "cpu").values()
     for name in ("LeWM", "DINO-WM"):
         assert each[name] == pytest.approx(1e6 * count[name], rel=1e-9)
+        of_plan = each[name] / 1000 * small.horizon * small.candidates * small.iterations
+        assert plan[name] == pytest.approx(of_plan / 60)
 
 
 def test_dino_wms_tokens_see_their_own_frame_and_those_before(monkeypatch):
@@ -2015,19 +2055,25 @@ def test_beliefs_play_the_plans_that_were_imagined():
         assert np.allclose(states, path[4::5], atol=1e-4)
 
 
-def test_beliefs_after_each_block_are_those_of_the_planner():
-    """Catches ends imagined from another frame or plan than the planner's, and a truth seen too early."""
-    model = awake(lewm.LeWM(tiny(candidates=8, elites=4, iterations=2)))
+@pytest.mark.parametrize("context", [1, 3])
+def test_beliefs_after_each_block_are_those_of_the_planner(context, monkeypatch):
+    """Catches ends imagined from other frames or of another plan than the planner's, or too early a truth."""
+    model = awake(lewm.LeWM(tiny(candidates=8, elites=4, iterations=2, context=context)))
     starts = np.array([[100.0, 100, 256, 300, 1, 0, 0], [400, 90, 250, 260, 2, 0, 0]])
-    goals, played = starts + [20, 30, 0, 0, 0, 0, 0], []
-    whole = lewm.Planner.__call__
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lewm.Planner, "__call__", lambda *args: played.append(whole(*args)) or played[-1])
-        ends = probe.replanned(model, starts, goals)            # (2,H+1,D)
-    z, z_goal = (probe.encode(model, probe.draw(states, 32)) for states in (starts, goals))
-    first = probe.imagine(model, z[:, None], lewm.cem(model, z, z_goal))[:, -1]
-    torch.testing.assert_close(ends[:, 0], first)
-    last = probe.played(starts, np.concatenate(played, 1).reshape(2, 5, 5, 2))[:, -1]
+    goals, actions, expected = starts + [20, 30, 0, 0, 0, 0, 0], [], []
+    cem, call = lewm.cem, lewm.Planner.__call__
+
+    def planned(model, z, z_goal, generators, past, **settings):
+        plans = cem(model, z, z_goal, generators, past, **settings)
+        expected.append(model.rollout(z, torch.cat([past, plans], 1)[:, None])[:, 0, -1])
+        return plans
+
+    monkeypatch.setattr(lewm, "cem", planned)
+    monkeypatch.setattr(lewm.Planner, "__call__", lambda *args: actions.append(call(*args)) or actions[-1])
+    ends = probe.replanned(model, starts, goals)                # (2,H+1,D)
+    assert len(expected) == 5 and ends.shape == (2, 6, 16)
+    torch.testing.assert_close(ends[:, :5], torch.stack(expected, 1))
+    last = probe.played(starts, np.stack(actions, 1))[:, -1]
     torch.testing.assert_close(ends[:, -1], probe.encode(model, probe.draw(last, 32)))
 
 
@@ -2038,9 +2084,12 @@ def test_the_speed_of_this_machine_is_that_of_the_projects_own_code(monkeypatch)
     step = probe.seconds_a_step
     monkeypatch.setattr(probe, "seconds_a_step", lambda *setup: step(*setup, least=0.0))
     rows = probe.speed("smoke", torch.device("cpu"))
-    gradient = rows.pop("% of a step for its gradient")         # of a loss that takes as long with as without
+    assert rows.pop("ms of its gradient, not compiled") == 0    # as the loss takes as long with it as without
     assert len(calls) == 7 and all(0 < value < math.inf for value in rows.values()), rows
-    assert rows["ms a plan"] == 500 and rows["pictures drawn a second"] == 512 and gradient == 0
+    assert rows["ms of a plan"] == rows["ms of the loss, not compiled"] == 500
+    assert rows["ms of a step"] == pytest.approx(1000 / rows["training steps a second"])
+    assert rows["pictures drawn a second"] == 512               # 256 in half a second, 32 x 4 in a step
+    assert rows["ms of drawing its pictures"] == 250
 
 
 def test_the_memory_that_a_gradient_needs_is_counted_once():
@@ -2048,16 +2097,25 @@ def test_the_memory_that_a_gradient_needs_is_counted_once():
     x = torch.zeros(1000, requires_grad=True)
     assert probe.kept_bytes(lambda: x * x) == 4000 and probe.kept_bytes(lambda: x + x) == 0
     assert probe.kept_bytes(lambda: (x * x) * x) == 8000
+    assert probe.kept_bytes(lambda: x[:500] * x[500:]) == 4000      # two views of one memory
 
 
 def test_the_growth_of_cost_is_that_of_the_setting_that_grows(monkeypatch):
-    """Catches a setting that is not passed on, a plan that is timed as a training step, and the reverse."""
-    monkeypatch.setattr(probe, "seconds_a_call", lambda work: work() is not None or 0.5)
-    result, figure = probe.growth(tiny(candidates=8, elites=4), torch.device("cpu"))
-    memory = [row["GB"] for row in result["batch_size"].values()]
-    assert memory == sorted(set(memory)) and len(memory) == 4
-    assert [row["seconds"] for row in result["image_size"].values()] == [0.5] * 4      # backward gives None
-    assert [row["seconds"] for row in result["horizon"].values()] == [True] * 4        # cem gives plans
+    """Catches a setting that is not passed on, and a plan that is timed as a training step."""
+    def counted(work):                                          # "seconds" are floating-point operations
+        with probe.FlopCounterMode(display=False) as counter:
+            work()
+        return counter.get_total_flops()
+
+    monkeypatch.setattr(probe, "seconds_a_call", counted)
+    result, figure = probe.growth(tiny(), torch.device("cpu"))
+    for name, rows in result.items():
+        seconds = [row["seconds"] for row in rows.values()]
+        assert seconds == sorted(set(seconds)) and len(seconds) == 4, name
+        assert (name in ("image_size", "batch_size")) == ("GB" in [*rows.values()][0])
+    seconds, memory = zip(*((row["seconds"], row["GB"]) for row in result["batch_size"].values()))
+    assert seconds[3] == 2 * seconds[2] and 1.5 < memory[3] / memory[2] < 2         # weights are kept, too
+    assert [*result["image_size"]] == [16, 32, 64, 112]
 
 
 def test_probe_cli_leaves_its_pictures_and_numbers(tmp_path, capsys):
