@@ -620,7 +620,7 @@ def compare_pldm(out, device, pairs=200, steps=1800, episodes=4000):
     return rows
 
 
-def bisect_lambda(out, device, runs=7, pairs=100, steps=900, episodes=2000):
+def bisect_lambda(out, device, runs=7, pairs=50, steps=900, episodes=2000):
     """The weight of SIGReg by golden-section search for the largest val_shuffled_ratio, given that it has one
     summit -> {weight: row of `trial`}, on development pairs. Each further run cuts the range to 0.62."""
     cfg, rows = lewm.Config.preset("nano", steps=steps, train_episodes=episodes), {}
