@@ -543,7 +543,7 @@ def ceiling(pairs, seed=0):
 # ======== 5 Comparisons ===============================================================================
 # LeWM beside another loss (PLDM), at other weights of SIGReg, and beside patch tokens (DINO-WM, time alone).
 
-PLDM_WEIGHTS = {"variance": 1.0, "covariance": 0.04, "time variance": 0.1, "time covariance": 0.01,
+PLDM_WEIGHTS = {"variance": 1.0, "covariance": 0.4, "time variance": 0.1, "time covariance": 0.01,
                 "smoothness": 0.1, "inverse dynamics": 1.0}
 
 
