@@ -748,7 +748,7 @@ def test_a_training_run_that_was_stopped_and_resumed_equals_one_that_was_not(tmp
             signal.raise_signal(signal.SIGINT)              # Ctrl-C in the middle of a step
         return pusht.render(states, size)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)       # a job in the background ignores it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)   # a job in the background ignores it
     with pytest.raises(KeyboardInterrupt):
         lewm.train(cfg, recorded, tmp_path, device="cpu", render=stops_after_a_while)
     signal.signal(signal.SIGINT, before)
