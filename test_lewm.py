@@ -1995,20 +1995,20 @@ def test_a_comparison_trains_both_models_once_and_refuses_other_settings(tmp_pat
 
 
 @pytest.mark.parametrize("summit", [0.004, 0.12, 3.0])
-def test_the_search_for_lambda_closes_in_on_a_summit(summit, tmp_path, monkeypatch):
+def test_the_search_for_lambda_closes_in_on_the_best(summit, tmp_path, monkeypatch):
     """Catches a range that is cut on the wrong side, and places that are tried twice."""
     tried = []
 
     def hill(kind, cfg, data, problems, out, device):
         tried.append(cfg.sigreg_weight)
         return {"success": 0, "from": 0, "to": 1, "effective_rank": 1,
-                "val_shuffled_ratio": -abs(math.log(cfg.sigreg_weight / summit))}
+                "px_to_goal": abs(math.log(cfg.sigreg_weight / summit))}
 
     monkeypatch.setattr(probe, "trial", hill)
     monkeypatch.setattr(pusht, "collect_lessons", lambda *args: None)
     rows = probe.bisect_lambda(tmp_path, "cpu", pairs=2)
     assert list(rows) == sorted(tried) and len(tried) == 7
-    best = max(rows, key=lambda weight: rows[weight]["val_shuffled_ratio"])
+    best = min(rows, key=lambda weight: rows[weight]["px_to_goal"])
     assert abs(math.log10(best / summit)) < 4 * 0.618 ** 6
     assert (tmp_path / "lambda.png").read_bytes()[:4] == b"\x89PNG"
 
