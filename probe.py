@@ -600,7 +600,8 @@ def trial(kind, cfg, data, problems, out, device):
     row = dict(zip(("success", "from", "to"), (planned["success"], *planned["interval"])))
     row.update(object_success=planned["object_success"])
     row.update(px_to_goal=planned["final_agent_px"] + planned["final_block_px"])
-    row.update({name: pusht.read_metrics(out)[name][-1].item() for name in names})
+    metrics = pusht.read_metrics(out)
+    row.update({name: metrics[name][-1].item() for name in names})
     states, half = trajectories(240, cfg)[0], 120
     z, truth = encode(model, draw(states, cfg.image_size)), probe_targets(states)       # (E,T,D), (E,T,6)
     read = fit_linear(z[:half].flatten(0, 1), truth[:half].flatten(0, 1))
@@ -624,23 +625,23 @@ def compare_pldm(out, device, pairs=200, steps=1800, episodes=4000):
 def bisect_lambda(out, device, runs=7, pairs=50, steps=1800, episodes=4000):
     """The weight of SIGReg by golden-section search -> {weight: row of `trial`}, on development pairs. Each
     further run cuts the range to 0.62. What it lowers is how far from the goal agent and block end, as that
-    needs fewer pairs than success. After much shorter trainings no weight plans better than chance."""
+    needs fewer pairs than success."""
     cfg, rows = lewm.Config.preset("nano", steps=steps, train_episodes=episodes), {}
     data = pusht.collect_lessons(episodes, cfg.seed)
     problems, share = pusht.held_out_pairs(pairs, "dev", 0, cfg.goal_distance), (math.sqrt(5) - 1) / 2
 
-    def height(x):
+    def distance(x):
         weight = float(f"{10 ** x:.3g}")
         if weight not in rows:
             new = dataclasses.replace(cfg, sigreg_weight=weight)
             rows[weight] = trial(lewm.LeWM, new, data, problems, out / f"{weight:g}", device)
             print("\n".join(summary(f"lambda {weight:g}", rows[weight])), flush=True)
-        return -rows[weight]["px_to_goal"]
+        return rows[weight]["px_to_goal"]
 
     low, high = -3.0, 1.0
     while len(rows) < runs:                         # of the two places one is new, the other was there before
         left, right = high - share * (high - low), low + share * (high - low)
-        low, high = (low, right) if height(left) > height(right) else (left, high)
+        low, high = (low, right) if distance(left) < distance(right) else (left, high)
     rows = dict(sorted(rows.items()))
     figure, axes = canvas(11, 3.2, [["px_to_goal", "success", "effective_rank"]])
     for name, axis in axes.items():

@@ -445,12 +445,15 @@ def held_out_pairs(count, split="test", seed=0, distance=25, workers=None):
     return tuple(np.stack(column) for column in zip(*pairs[:count]))
 
 
+EXISTS = "{} exists already: choose another --out or delete it first"
+
+
 @contextmanager
 def _whole(path):
     """Where to write what becomes `path` once it is complete; what fails or is stopped leaves nothing."""
     path, folder = Path(path), Path(f"{path}.partial")
     if path.exists():
-        raise FileExistsError(f"{path} exists already: choose another --out or delete it first")
+        raise FileExistsError(EXISTS.format(path))
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed
     try:
         folder.mkdir(parents=True)
@@ -689,7 +692,7 @@ def parse_arguments(argv):
     if not (args.out if args.episodes or args.source else args.show):
         parser.error("say --show PATH.gif, --episodes N --out PATH or --import FILE.h5 --out PATH")
     if (args.episodes or args.source) and Path(args.out).exists():  # refused now, not after minutes
-        parser.error(f"{args.out} exists already: choose another --out or delete it first")
+        parser.error(EXISTS.format(args.out))
     return args
 
 
