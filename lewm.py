@@ -26,7 +26,6 @@ import difflib
 import inspect
 import json
 import math
-import numbers
 import re
 import sys
 import time
@@ -121,7 +120,7 @@ class Config:
         return Config(**{**PRESETS[name], **changes})
 
     def __post_init__(self):
-        kinds = {bool: (bool, np.bool_), int: numbers.Integral, float: numbers.Real}
+        kinds = {bool: (bool, np.bool_), int: (int, np.integer), float: (int, float, np.number)}
         least = dict(seed=0, batch_size=2, knots=2, elites=2)
         most = dict(seed=1e6, dropout=1, held_out=1, warmup=1, first_lesson=1, rollout_share=1)
         for field in dataclasses.fields(self):
@@ -454,8 +453,7 @@ def check_data(data, cfg):
     require(action.shape[1:] == (a,), f"action is {action.shape}, not (rows, action_dim {a})")
     fine = name == "state" or (frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3)
     require(fine, f"pixels are {looks}, not (rows, height, width, 3) uint8")
-    fine = length.shape == first.shape == (length.size,)
-    fine = fine and {length.dtype.kind, first.dtype.kind} <= {*"iu"}
+    fine = length.shape == first.shape == (length.size,) and {length.dtype.kind, first.dtype.kind} <= {*"iu"}
     require(fine, "ep_len and ep_offset must be two equally long lists of whole numbers")
     fine = len(length) and min(length.min(), first.min()) >= 0 and (first + length).max() <= rows
     require(fine, f"{len(length)} episodes do not fit into {rows} rows of {name}")
@@ -578,8 +576,7 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
     torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")  # TF32 beside bf16
     torch.manual_seed(cfg.seed)
     model = (model or LeWM(cfg)).to(device)
-    fused = device.type in ("cuda", "cpu")
-    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
+    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.weight_decay, fused=True)
 
     # data: whole episodes are held out; statistics come from the others alone
     E, rng = len(data["ep_len"]), np.random.default_rng(cfg.seed)
@@ -811,6 +808,9 @@ def main(argv):
         record = world.collect_lessons if cfg.first_lesson else world.collect
         data = world.load(given.data) if given.data else record(cfg.train_episodes, cfg.seed)
         print(f"data: {len(data['ep_len']):,} episodes, {len(data['action']):,} steps", flush=True)
+        plan = world.evaluate(LeWM(cfg).to(device), cfg, [x[:1] for x in pairs])["seconds_per_plan"]
+        minutes = plan * cfg.episodes * cfg.budget / cfg.frame_skip / cfg.replan / 60
+        print(f"planning will take {minutes:.1f} minutes at most, after the training", flush=True)
         model = train(cfg, data, out, given.resume, device)
         world.draw_curves(out)
     result = world.evaluate(model, cfg, pairs, gif=out / "plan.gif")

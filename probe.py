@@ -611,15 +611,63 @@ def trial(kind, cfg, data, problems, out, device):
     return row
 
 
-def compare_pldm(out, device, pairs=200, steps=1800, episodes=4000):
-    """LeWM and PLDM on the same networks, data, steps, planner and test pairs -> {name: row of `trial`}."""
-    cfg = lewm.Config.preset("nano", steps=steps, train_episodes=episodes)
-    data = pusht.collect_lessons(episodes, cfg.seed)
+def compare(rows, out, device, pairs=200, **changes):
+    """rows {name: (kind of model, {field of Config: value})}, all on the same data and test pairs, with the
+    preset nano and these `changes` -> {name: row of `trial`}."""
+    cfg, result = lewm.Config.preset("nano", **changes), {}
+    data = pusht.collect_lessons(cfg.train_episodes, cfg.seed)
     problems = pusht.held_out_pairs(pairs, "test", 0, cfg.goal_distance)
-    rows = {kind.__name__: trial(kind, cfg, data, problems, out / kind.__name__, device)
-            for kind in (lewm.LeWM, PLDM)}
+    for name, (kind, fields) in rows.items():
+        result[name] = trial(kind, dataclasses.replace(cfg, **fields), data, problems, out / name, device)
+        print("\n".join(summary(name, result[name])), flush=True)
+    return result
+
+
+def compare_pldm(out, device, steps=4500, first_lesson=0.4, **changes):
+    """LeWM beside PLDM, and one picture of both trainings -> `compare`'s rows."""
+    rows = {"LeWM": (lewm.LeWM, {}), "PLDM": (PLDM, {})}
+    result = compare(rows, out, device, steps=steps, first_lesson=first_lesson, **changes)
     draw_curves([out / name for name in rows], out / "pldm.png")
-    return rows
+    return result
+
+
+class LayerNorms(lewm.LeWM):
+    """With LayerNorm in place of BatchNorm in both projectors."""
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.projector[1], self.pred_proj[1] = (nn.LayerNorm(cfg.projector_hidden) for _ in range(2))
+
+
+class AppendedAction(lewm.LeWM):
+    """With the action appended to the embedding, in place of AdaLN: no shift, no scale, every gate open."""
+    def __init__(self, cfg):
+        super().__init__(cfg)
+        self.predictor.widen = nn.Linear(cfg.embed_dim + cfg.predictor_width, cfg.predictor_width)
+        for layer in self.predictor.layers:
+            weights = layer.adaLN_modulation.requires_grad_(False)[-1]          # (6W,W), zeros
+            weights.bias.view(6, -1)[[2, 5]] = 1                                # the two gates
+
+    def predict(self, z, blocks):
+        """z (B,T,D), blocks (B,T,A) -> z_hat (B,T,D)."""
+        c = self.action_encoder(blocks)                                         # (B,T,W)
+        return self.pred_proj(self.predictor(torch.cat([z, c], -1), c).flatten(0, 1)).view(z.shape)
+
+
+ABLATIONS = {
+    "as it is": (lewm.LeWM, {}), "no SIGReg": (lewm.LeWM, {"sigreg_weight": 0.0}),
+    "a tenth of lambda": (lewm.LeWM, {"sigreg_weight": 0.012}),
+    "ten times lambda": (lewm.LeWM, {"sigreg_weight": 1.2}), "no dropout": (lewm.LeWM, {"dropout": 0.0}),
+    "LayerNorm": (LayerNorms, {}), "appended action": (AppendedAction, {}),
+    "one step ahead only": (lewm.LeWM, {"rollout_share": 0.0}),
+    "no first lesson": (lewm.LeWM, {"first_lesson": 0.0}),
+    "first lesson alone": (lewm.LeWM, {"first_lesson": 0.9999})}
+
+
+def ablations(out, device, seeds=(3072, 1), **changes):
+    """The default with one part changed or left out, for each seed of the training -> `compare`'s rows."""
+    rows = {f"{name}, seed {seed}": (kind, {**fields, "seed": seed})
+            for seed in seeds for name, (kind, fields) in ABLATIONS.items()}
+    return compare(rows, out, device, **changes)
 
 
 def bisect_lambda(out, device, runs=7, pairs=50, steps=1800, episodes=4000):
@@ -881,7 +929,8 @@ def save_official(model, path, transformers=4):
 
 PARTS = {"probes": probes, "surprise": surprises, "geometry": geometry, "imagination": imagination,
          "actions": action_use, "landscape": landscape, "beliefs": beliefs}
-COMPARISONS = {"pldm": compare_pldm, "lambda": bisect_lambda, "dino-wm": compare_dino_wm}
+COMPARISONS = {"pldm": compare_pldm, "dino-wm": compare_dino_wm, "ablations": ablations,
+               "lambda": bisect_lambda}
 
 
 def summary(name, result):
@@ -898,7 +947,7 @@ def parse_arguments(argv):
     flag = parser.add_argument
     flag("checkpoint", metavar="CKPT", nargs="?", help="of lewm.py, such as assets/nano.pt")
     flag("--ceiling", choices=["simulator"], help="instead: plan with a perfect model")
-    flag("--compare", choices=["pldm", "dino-wm"], help="instead: LeWM beside another model")
+    flag("--compare", choices=[*COMPARISONS][:3], help="instead: LeWM beside other models")
     flag("--bisect-lambda", action="store_true", help="instead: search the weight of SIGReg")
     flag("--speed", choices=lewm.PRESETS, help="instead: time this machine; --out draws growth")
     flag("--curves", metavar="RUN", nargs="+", help="instead: draw metrics.csv of up to 4 trainings")

@@ -1975,7 +1975,7 @@ def test_a_subclass_resumes_exactly(kind, tmp_path):
 
 def test_a_comparison_trains_both_models_once_and_refuses_other_settings(tmp_path, monkeypatch):
     """Catches a model compared with itself, minutes spent twice, and old numbers taken for new ones."""
-    settings, few = dict(pairs=2, steps=2, episodes=12), probe.trajectories(8, tiny())
+    settings, few = dict(pairs=2, steps=2, train_episodes=12), probe.trajectories(8, tiny())
     monkeypatch.setattr(probe, "trajectories", lambda episodes, cfg: few)
     small = tiny(candidates=8, elites=4, iterations=2)
     monkeypatch.setattr(lewm.Config, "preset", lambda name, **changes: dataclasses.replace(small, **changes))
@@ -1992,6 +1992,41 @@ def test_a_comparison_trains_both_models_once_and_refuses_other_settings(tmp_pat
     monkeypatch.setitem(probe.PLDM_WEIGHTS, "variance", 9.0)
     with pytest.raises(ValueError, match="has other weights"):
         probe.compare_pldm(tmp_path, "cpu", **settings)
+
+
+def test_each_ablation_differs_from_the_default_as_its_name_says(tmp_path, monkeypatch):
+    """Catches a row that is the default again, another row's model, data that differ, and a lost seed."""
+    seen = []
+
+    def trial(kind, cfg, data, problems, out, device):
+        seen.append((id(data), kind, tuple(vars(cfg).items()), out.name))
+        return {"success": 0}
+
+    monkeypatch.setattr(probe, "trial", trial)
+    monkeypatch.setattr(pusht, "collect_lessons", lambda *args: {})
+    rows = probe.ablations(tmp_path, "cpu", pairs=2)
+    assert [row[-1] for row in seen] == list(rows) and len(rows) == 20 == len({row[1:3] for row in seen})
+    assert len({row[0] for row in seen}) == 1
+    default = vars(lewm.Config.preset("nano"))
+    for _, kind, cfg, name in seen:
+        changed = {k for k, x in cfg if default[k] != x}
+        assert len(changed - {"seed"}) + (kind is not lewm.LeWM) == (not name.startswith("as it is"))
+        assert f"seed {dict(cfg)['seed']}" in name
+
+
+def test_the_ablated_models_lack_what_their_names_say():
+    """Catches BatchNorm left in one projector, and an appended action that modulates or has no effect."""
+    kinds = {type(part) for part in probe.LayerNorms(tiny()).modules()}
+    assert torch.nn.BatchNorm1d not in kinds and torch.nn.LayerNorm in kinds
+    model, z = probe.AppendedAction(tiny()).eval(), noise(2, 3, tiny().embed_dim)
+    blocks = noise(2, 3, 10, seed=1)
+    assert (model.predict(z, blocks) - model.predict(z, -blocks)).abs().max() > 0.01   # at once
+    x = noise(2, 3, tiny().predictor_width)
+    layer = model.predictor.layers[0]
+    expected = x + layer.attn(layer.norm1(x))
+    expected = expected + layer.mlp(layer.norm2(expected))
+    torch.testing.assert_close(layer(x, noise(*x.shape, seed=2)), expected)
+    assert not any(p.requires_grad for p in layer.adaLN_modulation.parameters())
 
 
 @pytest.mark.parametrize("summit", [0.004, 0.12, 3.0])
