@@ -2270,6 +2270,18 @@ def test_cli_trains_evaluates_and_resumes(tmp_path):
     assert json.loads((tmp_path / "result.json").read_text())["episodes"] == 3
 
 
+def test_cli_says_before_it_trains_how_long_planning_takes(tmp_path, monkeypatch, capsys):
+    """Catches plans that are counted wrongly: 2 episodes of 10 env steps, 2 blocks of 5 a plan."""
+    asked = []
+    monkeypatch.setattr(pusht, "evaluate", lambda *args: asked.append(args) or {"seconds_per_plan": 12.0})
+    monkeypatch.setattr(lewm, "train", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        lewm.main([*SMALL_RUN, "--out", str(tmp_path)])
+    assert "planning takes 0.4 minutes at most" in capsys.readouterr().out
+    (_, cfg, pairs), = asked                                # one plan for one pair tells the time
+    assert cfg.budget == 1 and [len(x) for x in pairs] == [1, 1, 1]
+
+
 def test_cli_does_not_train_over_a_checkpoint(tmp_path):
     """Catches a day of training that the same command, typed again without --resume, would write over."""
     lewm.save_checkpoint(tmp_path / "checkpoint.pt", lewm.LeWM(tiny()))
