@@ -585,29 +585,32 @@ class PLDM(lewm.LeWM):
 
 def trial(kind, cfg, data, problems, out, device):
     """Train a model of this kind, plan, probe -> {what: number}. What the folder `out` has is not redone."""
-    path, names = out / "trial.json", ("val_prediction", "val_copy_last", "val_shuffled_ratio",
-                                       "effective_rank", "straightness")
+    path, names = out / "trial.pt", ("val_prediction", "val_copy_last", "val_shuffled_ratio",
+                                     "effective_rank", "straightness")
     torch.manual_seed(cfg.seed)
     model = kind(cfg)
-    made = {**vars(cfg), "pairs": len(problems[0]), "weights": getattr(model, "weights", None)}
-    if path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        wrong = [name for name in made if saved["made"].get(name) != made[name]]
-        lewm.require(not wrong, f"{path} has other {', '.join(wrong)}: use another --out, or delete it")
+    made = {"kind": kind.__name__, **vars(cfg), "pairs": len(problems[0])}
+    made["weights"] = dict(getattr(model, "weights", {}))
+    saved = lewm.read_weights(path) if path.exists() else {"made": made}
+    wrong = [name for name in made if saved["made"].get(name) != made[name]]
+    lewm.require(not wrong, f"{path} has other {', '.join(wrong)}: use another --out, or delete it")
+    if "row" in saved:
         return saved["row"]
+    lewm.write_weights(path, saved)             # before the training, which may be stopped and go on
     model = lewm.train(cfg, data, out, True, device, model=model)
     planned = pusht.evaluate(model, cfg, problems)["policies"]["LeWM + CEM"]
     row = dict(zip(("success", "from", "to"), (planned["success"], *planned["interval"])))
     row.update(object_success=planned["object_success"])
     row.update(px_to_goal=planned["final_agent_px"] + planned["final_block_px"])
     metrics = pusht.read_metrics(out)
-    row.update({name: metrics[name][-1].item() for name in names})
+    row.update({name: metrics[name][-1] for name in names})
     states, half = trajectories(240, cfg)[0], 120
     z, truth = encode(model, draw(states, cfg.image_size)), probe_targets(states)       # (E,T,D), (E,T,6)
     read = fit_linear(z[:half].flatten(0, 1), truth[:half].flatten(0, 1))
     known = score(read(z[half:]).flatten(0, 1), truth[half:].flatten(0, 1))
     row.update({f"linear r, {group}": known[group]["r"] for group in GROUPS})
-    path.write_text(json.dumps({"made": made, "row": row}), encoding="utf-8")
+    row = {name: float(x) for name, x in row.items()}           # NumPy's numbers become plain ones
+    lewm.write_weights(path, {"made": made, "row": row})
     return row
 
 

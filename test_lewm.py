@@ -1985,10 +1985,12 @@ def test_a_comparison_trains_both_models_once_and_refuses_other_settings(tmp_pat
     assert (tmp_path / "pldm.png").read_bytes()[:4] == b"\x89PNG"
     monkeypatch.setattr(lewm, "train", None)                # again: nothing is trained
     assert probe.compare_pldm(tmp_path, "cpu", **settings) == rows
-    with pytest.raises(ValueError, match="trial.json has other steps: use another --out"):
+    with pytest.raises(ValueError, match="trial.pt has other steps: use another --out"):
         probe.compare_pldm(tmp_path, "cpu", **{**settings, "steps": 3})
     with pytest.raises(ValueError, match="has other pairs"):
         probe.compare_pldm(tmp_path, "cpu", **{**settings, "pairs": 3})
+    stopped = tmp_path / "PLDM" / "trial.pt"                # in mid-training: without a row
+    lewm.write_weights(stopped, {"made": lewm.read_weights(stopped)["made"]})
     monkeypatch.setitem(probe.PLDM_WEIGHTS, "variance", 9.0)
     with pytest.raises(ValueError, match="has other weights"):
         probe.compare_pldm(tmp_path, "cpu", **settings)
