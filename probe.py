@@ -4,6 +4,7 @@
     python probe.py --ceiling simulator                      # how far the planner gets with a perfect model
     python probe.py --speed nano                             # how fast is this machine?
     python probe.py --compare pldm                           # LeWM beside a loss with seven terms
+    python probe.py --compare ablations                      # LeWM with parts changed or left out, in hours
     python probe.py --compare dino-wm                        # what would planning with patch tokens cost?
     python probe.py --bisect-lambda                          # searches the weight of SIGReg
     python probe.py --curves runs/a runs/b --out curves.png  # compares the course of trainings
@@ -541,7 +542,8 @@ def ceiling(pairs, seed=0):
 
 
 # ======== 5 Comparisons ===============================================================================
-# LeWM beside another loss (PLDM), at other weights of SIGReg, and beside patch tokens (DINO-WM, time alone).
+# LeWM beside another loss (PLDM), with parts changed or left out, with other weights of SIGReg, and beside
+# patch tokens (DINO-WM, its cost alone).
 
 PLDM_WEIGHTS = {"variance": 1.0, "covariance": 0.4, "time variance": 0.1, "time covariance": 0.01,
                 "smoothness": 0.1, "inverse dynamics": 1.0}
@@ -569,24 +571,23 @@ class PLDM(lewm.LeWM):
 
     def loss(self, pixels, blocks):
         """pixels (B,T,3,S,S), blocks (B,T-1,A), T = history + 1 -> scalar, {name of a term: scalar}."""
-        z, share = self.encode(pixels).float(), self.cfg.rollout_share      # (B,T,D)
-        prediction = (self.predict(z[:, :-1], blocks).float() - z[:, 1:]).square().mean()
+        z, share, terms = self.encode(pixels).float(), self.cfg.rollout_share, {}       # (B,T,D)
+        now, later = z[:, :-1], z[:, 1:]
+        prediction = (self.predict(now, blocks).float() - later).square().mean()
         prediction = (1 - share) * prediction + share * self.own_error(z, blocks)
-        variance, covariance = vicreg(z.transpose(0, 1))                    # T groups of B
-        time_variance, time_covariance = vicreg(z)                          # B groups of T
-        smoothness = (z[:, 1:] - z[:, :-1]).square().mean()
-        inverse = (self.inverse(torch.cat([z[:, :-1], z[:, 1:]], dim=-1)) - blocks).square().mean()
-        terms = variance, covariance, time_variance, time_covariance, smoothness, inverse
-        terms = dict(zip(PLDM_WEIGHTS, terms))
+        terms["variance"], terms["covariance"] = vicreg(z.transpose(0, 1))  # T groups of B
+        terms["time variance"], terms["time covariance"] = vicreg(z)        # B groups of T
+        terms["smoothness"] = (later - now).square().mean()
+        terms["inverse dynamics"] = (self.inverse(torch.cat([now, later], -1)) - blocks).square().mean()
         parts = {"prediction": prediction, **terms, "std": z.std(0).mean()}
         loss = prediction + sum(self.weights[name] * term for name, term in terms.items())
         return loss, {name: part.detach() for name, part in parts.items()}
 
 
-def trial(kind, cfg, data, problems, out, device):
-    """Train a model of this kind, plan, probe -> {what: number}. What the folder `out` has is not redone."""
-    path, names = out / "trial.pt", ("val_prediction", "val_copy_last", "val_shuffled_ratio",
-                                     "effective_rank", "straightness")
+def trial(cfg, data, problems, out, device, kind=lewm.LeWM, **fields):
+    """Train a model of this kind, with these fields of Config changed, plan, probe -> {what: number}, success
+    with its interval. What the folder `out` has is not done again."""
+    cfg, path = dataclasses.replace(cfg, **fields), out / "trial.pt"
     torch.manual_seed(cfg.seed)
     model = kind(cfg)
     made = {"kind": kind.__name__, **vars(cfg), "pairs": len(problems[0])}
@@ -599,36 +600,35 @@ def trial(kind, cfg, data, problems, out, device):
     lewm.write_weights(path, saved)             # before the training, which may be stopped and go on
     model = lewm.train(cfg, data, out, True, device, model=model)
     planned = pusht.evaluate(model, cfg, problems)["policies"]["LeWM + CEM"]
-    row = dict(zip(("success", "from", "to"), (planned["success"], *planned["interval"])))
-    row.update(object_success=planned["object_success"])
-    row.update(px_to_goal=planned["final_agent_px"] + planned["final_block_px"])
+    row = {"success": [planned["success"], *planned["interval"]], "object_success": planned["object_success"],
+           "px_to_goal": planned["final_agent_px"] + planned["final_block_px"]}
     metrics = pusht.read_metrics(out)
-    row.update({name: metrics[name][-1] for name in names})
+    for name in ("val_prediction", "val_copy_last", "val_shuffled_ratio", "effective_rank", "straightness"):
+        row[name] = metrics[name][-1]
     states, half = trajectories(240, cfg)[0], 120
     z, truth = encode(model, draw(states, cfg.image_size)), probe_targets(states)       # (E,T,D), (E,T,6)
     read = fit_linear(z[:half].flatten(0, 1), truth[:half].flatten(0, 1))
     known = score(read(z[half:]).flatten(0, 1), truth[half:].flatten(0, 1))
     row.update({f"linear r, {group}": known[group]["r"] for group in GROUPS})
-    row = {name: float(x) for name, x in row.items()}           # NumPy's numbers become plain ones
+    row = {name: np.asarray(x, float).tolist() for name, x in row.items()}      # plain numbers
     lewm.write_weights(path, {"made": made, "row": row})
+    print("\n".join(summary(out.name, row)), flush=True)
     return row
 
 
 def compare(rows, out, device, pairs=200, **changes):
-    """rows {name: (kind of model, {field of Config: value})}, all on the same data and test pairs, with the
-    preset nano and these `changes` -> {name: row of `trial`}."""
-    cfg, result = lewm.Config.preset("nano", **changes), {}
+    """rows {name: what `trial` takes by keyword}, all with the same data, test pairs, and Config (the preset
+    nano with `changes`) -> {name: row of `trial`}."""
+    cfg = lewm.Config.preset("nano", **changes)
     data = pusht.collect_lessons(cfg.train_episodes, cfg.seed)
     problems = pusht.held_out_pairs(pairs, "test", 0, cfg.goal_distance)
-    for name, (kind, fields) in rows.items():
-        result[name] = trial(kind, dataclasses.replace(cfg, **fields), data, problems, out / name, device)
-        print("\n".join(summary(name, result[name])), flush=True)
-    return result
+    return {name: trial(cfg, data, problems, out / name, device, **row) for name, row in rows.items()}
 
 
 def compare_pldm(out, device, steps=4500, first_lesson=0.4, **changes):
-    """LeWM beside PLDM, and one picture of both trainings -> `compare`'s rows."""
-    rows = {"LeWM": (lewm.LeWM, {}), "PLDM": (PLDM, {})}
+    """LeWM beside PLDM, and one picture of both trainings -> `compare`'s rows. They take less than half an
+    hour; the first lesson has 1,800 steps, as in the default."""
+    rows = {"LeWM": {}, "PLDM": {"kind": PLDM}}
     result = compare(rows, out, device, steps=steps, first_lesson=first_lesson, **changes)
     draw_curves([out / name for name in rows], out / "pldm.png")
     return result
@@ -657,19 +657,17 @@ class AppendedAction(lewm.LeWM):
 
 
 ABLATIONS = {
-    "as it is": (lewm.LeWM, {}), "no SIGReg": (lewm.LeWM, {"sigreg_weight": 0.0}),
-    "a tenth of lambda": (lewm.LeWM, {"sigreg_weight": 0.012}),
-    "ten times lambda": (lewm.LeWM, {"sigreg_weight": 1.2}), "no dropout": (lewm.LeWM, {"dropout": 0.0}),
-    "LayerNorm": (LayerNorms, {}), "appended action": (AppendedAction, {}),
-    "one step ahead only": (lewm.LeWM, {"rollout_share": 0.0}),
-    "no first lesson": (lewm.LeWM, {"first_lesson": 0.0}),
-    "first lesson alone": (lewm.LeWM, {"first_lesson": 0.9999})}
+    "as it is": {}, "no SIGReg": {"sigreg_weight": 0.0}, "a tenth of lambda": {"sigreg_weight": 0.012},
+    "ten times lambda": {"sigreg_weight": 1.2}, "LayerNorm": {"kind": LayerNorms},
+    "appended action": {"kind": AppendedAction}, "no dropout": {"dropout": 0.0},
+    "one step ahead only": {"rollout_share": 0.0}, "no first lesson": {"first_lesson": 0.0},
+    "first lesson alone": {"first_lesson": 0.99999}}
 
 
 def ablations(out, device, seeds=(3072, 1), **changes):
     """The default with one part changed or left out, for each seed of the training -> `compare`'s rows."""
-    rows = {f"{name}, seed {seed}": (kind, {**fields, "seed": seed})
-            for seed in seeds for name, (kind, fields) in ABLATIONS.items()}
+    rows = {f"{name}, seed {seed}": {**fields, "seed": seed}
+            for seed in seeds for name, fields in ABLATIONS.items()}
     return compare(rows, out, device, **changes)
 
 
@@ -684,20 +682,17 @@ def bisect_lambda(out, device, runs=7, pairs=50, steps=1800, episodes=4000):
     def distance(x):
         weight = float(f"{10 ** x:.3g}")
         if weight not in rows:
-            new = dataclasses.replace(cfg, sigreg_weight=weight)
-            rows[weight] = trial(lewm.LeWM, new, data, problems, out / f"{weight:g}", device)
-            print("\n".join(summary(f"lambda {weight:g}", rows[weight])), flush=True)
+            rows[weight] = trial(cfg, data, problems, out / f"{weight:g}", device, sigreg_weight=weight)
         return rows[weight]["px_to_goal"]
 
     low, high = -3.0, 1.0
-    while len(rows) < runs:                         # of the two places one is new, the other was there before
+    for _ in range(runs - 1):               # from the second time on one of the two places is known already
         left, right = high - share * (high - low), low + share * (high - low)
         low, high = (low, right) if distance(left) < distance(right) else (left, high)
     rows = dict(sorted(rows.items()))
     figure, axes = canvas(11, 3.2, [["px_to_goal", "success", "effective_rank"]])
     for name, axis in axes.items():
-        columns = ("success", "from", "to") if name == "success" else (name,)
-        line = {name: np.squeeze([[row[column] for column in columns] for row in rows.values()])}
+        line = {name: [row[name] for row in rows.values()]}
         draw_lines(axis, [*rows], line, "weight of SIGReg", xscale="log", ylim=(0, None))
     figure.savefig(out / "lambda.png", dpi=110)
     return rows
@@ -972,6 +967,9 @@ def parse_arguments(argv):
     picture = args.out if args.speed or args.curves else None
     lewm.require(picture is None or picture.endswith(".png"), f"--out is {picture}, not a picture's .png")
     args.compare = "lambda" if args.bisect_lambda else args.compare
+    other = [f"--{name}" for name in ("only", "episodes", "steps", "pairs", "seed")
+             if args.compare and vars(args)[name] != parser.get_default(name)]
+    lewm.require(not other, f"{', '.join(other)}: a comparison has its own, see COMPARISONS in probe.py")
     lewm.require({*args.only.split(",")} <= {*PARTS}, f"--only {args.only}: the parts are {','.join(PARTS)}")
     for name, least in dict(episodes=8, steps=1, pairs=1, seed=0).items():
         lewm.require(vars(args)[name] >= least, f"--{name} is {vars(args)[name]}, not at least {least}")
@@ -1012,16 +1010,15 @@ def main(argv):
     out = Path(args.out or f"runs/{args.compare or 'probe'}")
     out.mkdir(parents=True, exist_ok=True)
     result = {"command": "python probe.py " + " ".join(argv)}
-    if not args.compare:
-        result.update(seed=args.seed, n=args.pairs if args.ceiling else args.episodes)
     if args.ceiling:
-        result["ceiling"] = ceiling(args.pairs, args.seed)
+        result.update(seed=args.seed, n=args.pairs, ceiling=ceiling(args.pairs, args.seed))
         print(pusht.table(result["ceiling"]))
     elif args.compare:
         result[args.compare] = COMPARISONS[args.compare](out, lewm.pick_device(args.device))
         print("\n".join(summary(args.compare, result[args.compare])))
     else:
         held = held_out(args)
+        result.update(seed=args.seed, n=args.episodes)
         for name in [name for name in PARTS if name in args.only.split(",")]:
             result[name], figure = PARTS[name](held)
             figure.savefig(out / f"{name}.png", dpi=110)

@@ -1981,7 +1981,9 @@ def test_a_comparison_trains_both_models_once_and_refuses_other_settings(tmp_pat
     monkeypatch.setattr(lewm.Config, "preset", lambda name, **changes: dataclasses.replace(small, **changes))
     rows = probe.compare_pldm(tmp_path, "cpu", **settings)
     assert list(rows) == ["LeWM", "PLDM"] and rows["LeWM"] != rows["PLDM"]
-    assert all(0 <= row["from"] <= row["success"] <= row["to"] <= 1 for row in rows.values())
+    for row in rows.values():
+        success, low, high = row["success"]
+        assert 0 <= low <= success <= high <= 1
     assert (tmp_path / "pldm.png").read_bytes()[:4] == b"\x89PNG"
     monkeypatch.setattr(lewm, "train", None)                # again: nothing is trained
     assert probe.compare_pldm(tmp_path, "cpu", **settings) == rows
@@ -2000,9 +2002,10 @@ def test_each_ablation_differs_from_the_default_as_its_name_says(tmp_path, monke
     """Catches a row that is the default again, another row's model, data that differ, and a lost seed."""
     seen = []
 
-    def trial(kind, cfg, data, problems, out, device):
+    def trial(cfg, data, problems, out, device, kind=lewm.LeWM, **fields):
+        cfg = dataclasses.replace(cfg, **fields)
         seen.append((id(data), kind, tuple(vars(cfg).items()), out.name))
-        return {"success": 0}
+        return {"success": [0, 0, 1]}
 
     monkeypatch.setattr(probe, "trial", trial)
     monkeypatch.setattr(pusht, "collect_lessons", lambda *args: {})
@@ -2036,10 +2039,10 @@ def test_the_search_for_lambda_closes_in_on_the_best(summit, tmp_path, monkeypat
     """Catches a range that is cut on the wrong side, and places that are tried twice."""
     tried = []
 
-    def hill(kind, cfg, data, problems, out, device):
-        tried.append(cfg.sigreg_weight)
-        return {"success": 0, "from": 0, "to": 1, "effective_rank": 1,
-                "px_to_goal": abs(math.log(cfg.sigreg_weight / summit))}
+    def hill(cfg, data, problems, out, device, sigreg_weight):
+        tried.append(sigreg_weight)
+        away = abs(math.log(sigreg_weight / summit))
+        return {"success": [0, 0, 1], "effective_rank": 1, "px_to_goal": away}
 
     monkeypatch.setattr(probe, "trial", hill)
     monkeypatch.setattr(pusht, "collect_lessons", lambda *args: None)
@@ -2210,6 +2213,8 @@ def test_probe_cli_draws_the_curves_of_several_runs(tmp_path, whole_run):
     ("", "say which checkpoint"), ("c.pt --ceiling simulator", "say which checkpoint"),
     ("c.pt --only everything", "the parts are probes,surprise"), ("nothing.pt", "no file at"),
     ("--import w.pt", "say where"), ("--curves run", "say where"), ("c.pt --episodes 2", "at least 8"),
+    ("--compare pldm --pairs 9 --seed 1", "--pairs, --seed: a comparison has its own"),
+    ("--bisect-lambda --steps 9", "--steps: a comparison"),
     ("--ceiling states", "states"), ("c.pt --bogus", "--bogus")])
 def test_probe_cli_refuses_what_is_impossible_in_one_line_that_names_it(argv, words, tmp_path, monkeypatch):
     """Catches minutes of work before a wrong flag is noticed, and tracebacks."""
