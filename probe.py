@@ -671,7 +671,7 @@ def ablations(out, device, seeds=(3072, 1), **changes):
     return compare(rows, out, device, **changes)
 
 
-def bisect_lambda(out, device, runs=7, pairs=50, steps=1800, episodes=4000):
+def bisect_lambda(out, device, runs=5, pairs=50, steps=1800, episodes=4000):
     """The weight of SIGReg by golden-section search -> {weight: row of `trial`}, on development pairs. Each
     further run cuts the range to 0.62. What it lowers is how far from the goal agent and block end, as that
     needs fewer pairs than success."""

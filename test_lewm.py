@@ -2046,7 +2046,7 @@ def test_the_search_for_lambda_closes_in_on_the_best(summit, tmp_path, monkeypat
 
     monkeypatch.setattr(probe, "trial", hill)
     monkeypatch.setattr(pusht, "collect_lessons", lambda *args: None)
-    rows = probe.bisect_lambda(tmp_path, "cpu", pairs=2)
+    rows = probe.bisect_lambda(tmp_path, "cpu", runs=7, pairs=2)
     assert list(rows) == sorted(tried) and len(tried) == 7
     best = min(rows, key=lambda weight: rows[weight]["px_to_goal"])
     assert abs(math.log10(best / summit)) < 4 * 0.618 ** 6
