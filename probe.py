@@ -626,8 +626,8 @@ def compare(rows, out, device, pairs=200, **changes):
 
 
 def compare_pldm(out, device, steps=4500, first_lesson=0.4, **changes):
-    """LeWM beside PLDM, and one picture of both trainings -> `compare`'s rows. They take less than half an
-    hour; the first lesson has 1,800 steps, as in the default."""
+    """LeWM beside PLDM, and one picture of both trainings -> `compare`'s rows. Shorter than the default, but
+    with 1,800 steps in the first lesson, too."""
     rows = {"LeWM": {}, "PLDM": {"kind": PLDM}}
     result = compare(rows, out, device, steps=steps, first_lesson=first_lesson, **changes)
     draw_curves([out / name for name in rows], out / "pldm.png")
