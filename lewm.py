@@ -120,7 +120,7 @@ class Config:
         return Config(**{**PRESETS[name], **changes})
 
     def __post_init__(self):
-        kinds = {bool: (bool, np.bool_), int: (int, np.integer), float: (int, float, np.number)}
+        kinds = {bool: (bool, np.bool_), int: (int, np.integer), float: (int, float, np.integer, np.floating)}
         least = dict(seed=0, batch_size=2, knots=2, elites=2)
         most = dict(seed=1e6, dropout=1, held_out=1, warmup=1, first_lesson=1, rollout_share=1)
         for field in dataclasses.fields(self):
@@ -559,9 +559,9 @@ def diagnose(model, pixels, blocks):
 
 def pick_device(name=None):
     """torch.device of that name, or the best there is: CUDA, then Apple's MPS, then the CPU."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    name = name or next(kind for kind in there if there[kind])
-    require(there.get(name.split(":")[0]), f"device {name} cannot be used here; try --device cpu")
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = name or next(kind for kind in has if has[kind])
+    require(has.get(name.split(":")[0]), f"device {name} cannot be used here; try --device cpu")
     return torch.device(name)
 
 
@@ -641,8 +641,8 @@ def train(cfg, data, out=None, resume=False, device=None, render=None, model=Non
             if look:
                 now.update(grad_norm=grad_norm.item(), lr=lr, seconds=seconds, **diagnose(model, *look_at))
                 metrics.append({"step": step, **now})
-                late = step - look_every < cfg.steps / 3 <= step and now["val_shuffled_ratio"] < 1.05
-                if late and now["val_prediction"] > now["val_copy_last"]:
+                due = step - look_every < cfg.steps / 3 <= step and now["val_shuffled_ratio"] < 1.05
+                if due and now["val_prediction"] > now["val_copy_last"]:
                     tqdm.write(f"after {step} steps actions do not matter yet: see README")
             if save:
                 state = dict(step=step, seconds=seconds, metrics=metrics, checksum=checksum)

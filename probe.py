@@ -656,9 +656,10 @@ class AppendedAction(lewm.LeWM):
         return self.pred_proj(self.predictor(torch.cat([z, c], -1), c).flatten(0, 1)).view(z.shape)
 
 
+LAMBDA = lewm.SMALL["sigreg_weight"]         # of the default
 ABLATIONS = {
-    "as it is": {}, "no SIGReg": {"sigreg_weight": 0.0}, "a tenth of lambda": {"sigreg_weight": 0.012},
-    "ten times lambda": {"sigreg_weight": 1.2}, "LayerNorm": {"kind": LayerNorms},
+    "as it is": {}, "no SIGReg": {"sigreg_weight": 0.0}, "a tenth of lambda": {"sigreg_weight": LAMBDA / 10},
+    "ten times lambda": {"sigreg_weight": LAMBDA * 10}, "LayerNorm": {"kind": LayerNorms},
     "appended action": {"kind": AppendedAction}, "no dropout": {"dropout": 0.0},
     "one step ahead only": {"rollout_share": 0.0}, "no first lesson": {"first_lesson": 0.0},
     "first lesson alone": {"first_lesson": 0.99999}}
@@ -945,7 +946,7 @@ def parse_arguments(argv):
     flag = parser.add_argument
     flag("checkpoint", metavar="CKPT", nargs="?", help="of lewm.py, such as assets/nano.pt")
     flag("--ceiling", choices=["simulator"], help="instead: plan with a perfect model")
-    flag("--compare", choices=[*COMPARISONS][:3], help="instead: LeWM beside other models")
+    flag("--compare", choices=["pldm", "dino-wm", "ablations"], help="instead: LeWM beside other models")
     flag("--bisect-lambda", action="store_true", help="instead: search the weight of SIGReg")
     flag("--speed", choices=lewm.PRESETS, help="instead: time this machine; --out draws growth")
     flag("--curves", metavar="RUN", nargs="+", help="instead: draw metrics.csv of up to 4 trainings")
