@@ -808,7 +808,7 @@ def main(argv):
         record = world.collect_lessons if cfg.first_lesson else world.collect
         data = world.load(given.data) if given.data else record(cfg.train_episodes, cfg.seed)
         print(f"data: {len(data['ep_len']):,} episodes, {len(data['action']):,} steps", flush=True)
-        once, plans = dataclasses.replace(cfg, budget=1), cfg.budget / cfg.frame_skip / cfg.replan
+        once, plans = dataclasses.replace(cfg, budget=1), len(world.plan_lengths(cfg, cfg.budget))
         one = world.evaluate(LeWM(cfg).to(device), once, [x[:1] for x in pairs])["seconds_per_plan"]
         print(f"planning takes {one * plans * cfg.episodes / 60:.1f} minutes at most", flush=True)
         model = train(cfg, data, out, given.resume, device)

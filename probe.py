@@ -806,10 +806,9 @@ def speed(preset, device):
     states, env = torch.from_numpy(data["state"][:256]).to(device), pusht.PushT()
     drawing = seconds_a_call(lambda: pusht.render(states, cfg.image_size).cpu()) / 256
     stepping = seconds_a_call(lambda: env.step([0.1, 0.1]))
-    plans = cfg.episodes * cfg.budget / cfg.frame_skip / cfg.replan     # if no episode ends early
-    share = 1 if cfg.replan == cfg.horizon else (cfg.horizon + 1) / 2 / cfg.horizon     # of their blocks
+    plans = cfg.episodes * sum(pusht.plan_lengths(cfg, cfg.budget)) / cfg.horizon   # whole ones, at most
     episodes = cfg.train_episodes * (1.25 if cfg.first_lesson else 1)   # as in pusht.collect_lessons
-    total = recording * episodes + step * cfg.steps + plans * plan * share
+    total = recording * episodes + step * cfg.steps + plans * plan
     parts = {"a step": step, "drawing its pictures": drawing * cfg.batch_size * cfg.frames,
              "the loss, not compiled": forward, "its gradient, not compiled": both - forward,
              "SIGReg, in both": sigreg, "a plan": plan}
@@ -994,11 +993,13 @@ def main(argv):
     args = parse_arguments(argv)
     Path(args.out or ".").parent.mkdir(parents=True, exist_ok=True)     # refused now, not after minutes
     if args.curves:
-        return draw_curves(args.curves, args.out)
+        draw_curves(args.curves, args.out)
     if args.weights:
-        return lewm.save_checkpoint(args.out, load_official(args.weights))
+        lewm.save_checkpoint(args.out, load_official(args.weights))
     if args.export:
-        return save_official(lewm.load_checkpoint(args.export)[0], args.out)
+        save_official(lewm.load_checkpoint(args.export)[0], args.out)
+    if args.curves or args.weights or args.export:
+        return print(f"{args.out} is written")
     if args.speed:
         device = lewm.pick_device(args.device)
         for name, value in speed(args.speed, device).items():

@@ -594,6 +594,12 @@ def baselines(recorded, budget, action_stats, seed=0):
             "recorded actions": lambda running, _: replayed[running]}
 
 
+def plan_lengths(cfg, steps):
+    """Blocks in each of the plans that a lewm.Planner makes in an episode of so many env steps."""
+    played = range(math.ceil(steps / cfg.frame_skip))           # blocks before a plan
+    return [cfg.horizon - t % cfg.horizon for t in played if t % cfg.horizon % cfg.replan == 0]
+
+
 def evaluate(model, cfg, pairs, seed=0, gif=None, planner=None):
     """Plan with a LeWM on pairs of `held_out_pairs` and play the baselines on them -> a dictionary for JSON.
 
@@ -610,7 +616,7 @@ def evaluate(model, cfg, pairs, seed=0, gif=None, planner=None):
         histories, _ = play(environments(starts, goals, size), policy, cfg.budget)
         result["policies"][name] = score(histories, goals)
         if policy is planner:
-            plans = sum(math.ceil(len(states) / cfg.frame_skip / cfg.replan) for states in histories)
+            plans = sum(len(plan_lengths(cfg, len(states))) for states in histories)
             result["seconds_per_plan"] = (time.time() - began) / plans
             if gif:
                 draw_outcomes(gif, starts, goals, histories)

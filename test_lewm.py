@@ -946,6 +946,7 @@ def test_a_plan_made_anew_keeps_its_deadline_in_planning():
     never = Dot(0, goal=1000)
     lewm.play([never], lewm.Planner(model, [Dot(31, None).render()]), budget=20)
     assert model.horizons == [5, 3, 1, 5, 3, 1], "20 env steps are 10 blocks: plans of 5, made anew after 2"
+    assert pusht.plan_lengths(model.cfg, 20) == model.horizons, "the world counts other plans than are made"
 
 
 @pytest.mark.parametrize("context", [1, 2, 3])
