@@ -58,7 +58,7 @@ class Config:
     patch_size: int = 14            # px, side of a patch; must divide image_size
     action_dim: int = 2             # numbers in one action of the environment
     frame_skip: int = 5             # env steps from one frame to the next
-    whiten: bool = False            # whiten colours by the data's, so that rare ones count; else ImageNet's
+    whiten: bool = False            # subtract the data's mean picture, whiten its colours; else ImageNet's
     # encoder: ViT-Tiny
     encoder_width: int = 192        # width of the encoder
     encoder_depth: int = 12         # layers
@@ -77,14 +77,14 @@ class Config:
     frames: int = 4                 # T, frames in a training window; must exceed history
     # loss
     sigreg_weight: float = 0.09     # lambda, the one knob. DIFFERS: 0.1 in the paper's text
-    rollout_share: float = 0.0      # share of the error made on the model's own predictions. DIFFERS
+    rollout_share: float = 0.0      # share of the error made on own predictions. DIFFERS: none in the paper
     directions: int = 1024          # M, random directions of SIGReg, fresh at each step
-    knots: int = 17                 # points of its integral over [0, 3]
+    knots: int = 17                 # points of its integral on [0, 3], half of its range
     # training
     batch_size: int = 128           # B, windows in a batch
     steps: int = 60_000             # optimizer steps. DIFFERS: about 200,000 in the paper
     lr: float = 5e-5                # peak learning rate of AdamW
-    first_lesson: float = 0.0       # share of the steps in the first of two lessons (README). DIFFERS
+    first_lesson: float = 0.0       # share of the steps in the first of two lessons. DIFFERS: see README
     first_lr: float = 1e-3          # peak learning rate of that lesson
     weight_decay: float = 1e-3      # of AdamW
     warmup: float = 0.05            # share of the steps in which the learning rate rises
@@ -101,7 +101,7 @@ class Config:
     iterations: int = 30            # of the cross-entropy method
     elites: int = 30                # K, best plans to which mean and deviation are refitted
     replan: int = 5                 # blocks executed before planning again, up to the same deadline
-    context: int = 3                # frames that a plan starts from, up to history. DIFFERS: 1
+    context: int = 3                # frames that a plan starts from, up to history. DIFFERS: paper 1
     budget: int = 50                # env steps allowed
     goal_distance: int = 25         # env steps from start to goal in the recorded episode
     episodes: int = 100             # held-out episodes to plan in, one start and goal each
@@ -315,7 +315,7 @@ class SIGReg(nn.Module):
 # Gradients flow through both sides of the error; SIGReg alone keeps the embeddings from collapsing.
 
 def projector(width, hidden, out):
-    """BatchNorm is needed: a LayerNorm before it fixes a vector's length, and a Gaussian's varies."""
+    """BatchNorm is needed: a network's last LayerNorm fixes a vector's length, and a Gaussian's varies."""
     return nn.Sequential(nn.Linear(width, hidden), nn.BatchNorm1d(hidden), nn.GELU(), nn.Linear(hidden, out))
 
 
@@ -357,7 +357,7 @@ class LeWM(nn.Module):
             L = mean (z_hat[t] - z[t + 1])^2  +  lambda * SIGReg(z)       Section 3 of the paper
         z_hat[t] is the paper's z_hat_t+1; `rollout_share` of this error is `own_error`."""
         z, n = self.encode(pixels), self.cfg.history + 1            # (B,T,D)
-        examples = z.unfold(1, n, 1).flatten(0, 1).mT               # (B*(T-history),history+1,D), one or more
+        examples = z.unfold(1, n, 1).flatten(0, 1).mT               # (B*(T-history),history+1,D), its pieces
         actions = blocks.unfold(1, n - 1, 1).flatten(0, 1).mT       # (B*(T-history),history,A)
         z_hat = self.predict(examples[:, :-1], actions)
         prediction = F.mse_loss(z_hat.float(), examples[:, 1:].float())     # no detach on either side
@@ -682,7 +682,7 @@ class Planner:
         z = self.encode([environments[e].render() for e in running])
         self.seen, self.blocks = torch.cat([self.seen[go_on], z[:, None]], 1), self.blocks[go_on]
         if t % cfg.horizon % cfg.replan == 0:
-            left = cfg.horizon - t % cfg.horizon                    # DIFFERS: blocks to the next deadline
+            left = cfg.horizon - t % cfg.horizon                    # DIFFERS: a deadline every H blocks
             first = max(0, t + 1 - min(cfg.context, self.model.cfg.history))
             noise, past = [self.generators[e] for e in running], self.blocks[:, first:t]
             settings = {**vars(cfg), "horizon": left}

@@ -546,7 +546,7 @@ def ceiling(pairs, seed=0):
 # patch tokens (DINO-WM, its cost alone).
 
 PLDM_WEIGHTS = {"variance": 1.0, "covariance": 0.4, "time variance": 0.1, "time covariance": 0.01,
-                "smoothness": 0.1, "inverse dynamics": 1.0}
+                "smoothness": 0.1, "inverse dynamics": 0.1}
 
 
 def vicreg(z):
