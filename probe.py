@@ -673,25 +673,24 @@ def ablations(out, device, seeds=(3072, 1), **changes):
 
 
 def bisect_lambda(out, device, runs=5, pairs=50, steps=1800, episodes=4000):
-    """The weight of SIGReg by golden-section search -> {weight: row of `trial`}, on development pairs. Each
-    further run cuts the range to 0.62. What it lowers is how far from the goal agent and block end, as that
-    needs fewer pairs than success."""
+    """The weight of SIGReg with the most success on development pairs, by golden-section search -> {weight:
+    row of `trial`}. Each further run cuts the range to 0.62."""
     cfg, rows = lewm.Config.preset("nano", steps=steps, train_episodes=episodes), {}
     data = pusht.collect_lessons(episodes, cfg.seed)
     problems, share = pusht.held_out_pairs(pairs, "dev", 0, cfg.goal_distance), (math.sqrt(5) - 1) / 2
 
-    def distance(x):
+    def success(x):
         weight = float(f"{10 ** x:.3g}")
         if weight not in rows:
             rows[weight] = trial(cfg, data, problems, out / f"{weight:g}", device, sigreg_weight=weight)
-        return rows[weight]["px_to_goal"]
+        return rows[weight]["success"][0]
 
     low, high = -3.0, 1.0
     for _ in range(runs - 1):               # from the second time on one of the two places is known already
         left, right = high - share * (high - low), low + share * (high - low)
-        low, high = (low, right) if distance(left) < distance(right) else (left, high)
+        low, high = (left, high) if success(left) < success(right) else (low, right)
     rows = dict(sorted(rows.items()))
-    figure, axes = canvas(11, 3.2, [["px_to_goal", "success", "effective_rank"]])
+    figure, axes = canvas(11, 3.2, [["success", "px_to_goal", "effective_rank"]])
     for name, axis in axes.items():
         line = {name: [row[name] for row in rows.values()]}
         draw_lines(axis, [*rows], line, "weight of SIGReg", xscale="log", ylim=(0, None))

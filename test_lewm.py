@@ -2043,7 +2043,7 @@ def test_the_search_for_lambda_closes_in_on_the_best(summit, tmp_path, monkeypat
     def hill(cfg, data, problems, out, device, sigreg_weight):
         tried.append(sigreg_weight)
         away = abs(math.log(sigreg_weight / summit))
-        return {"success": [0, 0, 1], "effective_rank": 1, "px_to_goal": away}
+        return {"success": [math.exp(-away), 0, 1], "effective_rank": 1, "px_to_goal": away}
 
     monkeypatch.setattr(probe, "trial", hill)
     monkeypatch.setattr(pusht, "collect_lessons", lambda *args: None)
