@@ -58,7 +58,7 @@ class Config:
     patch_size: int = 14            # px, side of a patch; must divide image_size
     action_dim: int = 2             # numbers in one action of the environment
     frame_skip: int = 5             # env steps from one frame to the next
-    whiten: bool = False            # in `encode`: subtract the data's mean picture, whiten colours; else ImageNet's
+    whiten: bool = False            # `encode` whitens with the data's statistics, not ImageNet's
     # encoder: ViT-Tiny
     encoder_width: int = 192        # width of the encoder
     encoder_depth: int = 12         # layers
