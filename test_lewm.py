@@ -497,7 +497,7 @@ def test_whitened_colours_of_data_weigh_a_small_object_as_much_as_a_large_one():
         x, y, u, v = torch.randint(0, 10, (4,), generator=generator).tolist()
         picture[:, y:y + 6, x:x + 6] = grey                 # large
         picture[:, v:v + 2, u:u + 2] = blue                 # small
-    mean, colour_map = lewm.colour_statistics(pixels, floor=0.0)
+    mean, colour_map = lewm.colour_statistics(pixels, floor=1e-6)
     seen = torch.einsum("cd,ndhw->nchw", colour_map, pixels / 255 - mean)
     colours = seen.permute(0, 2, 3, 1).reshape(-1, 3)
     covariance = colours.T @ colours / len(colours)
