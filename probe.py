@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -61,8 +62,7 @@ def held_out(model, episodes=240, seed=0, steps=1500):
     pixels = render(states, cfg.image_size)
     torch.manual_seed(0)                    # for the untrained weights, and for the components of raw pixels
     z = encode(model, pixels)
-    z_untrained = encode(untrained(model), pixels)
-    return Held(model, states, actions, blocks, pixels, z, z_untrained, seed, steps)
+    return Held(model, states, actions, blocks, pixels, z, encode(untrained(model), pixels), seed, steps)
 
 def trajectories(episodes, cfg, seed=0):
     """A part of each episode, T = CONTEXT + AHEAD frames: states float32 (E,T,7), raw actions
@@ -369,8 +369,7 @@ def draw_surprises(path, numbers, shown):
     titles = [f"frame {t}" for t in range(MOMENT - 3, MOMENT + 3)]
     draw_films(axes["films"], shown["films"], titles)
     lines = {name: interval(curve) for name, curve in shown["curves"].items()}
-    frames = range(1, 1 + len(lines["clean"]))
-    draw_lines(axes["surprise"], frames, lines, xlabel="frame", ylabel="squared latent distance")
+    draw_lines(axes["surprise"], range(1, CONTEXT + AHEAD), lines, xlabel="frame", ylabel="squared error")
     for title, (key, xlabel) in panels.items():
         labels = dict(xlabel=xlabel, ylabel="surprise, in multiples of clean films'", ylim=(0, None))
         draw_lines(axes[title], [*numbers[key]], {title: [*numbers[key].values()]}, **labels)
@@ -445,7 +444,7 @@ def draw_geometry(path, numbers, shown):
 # ======== 4 Imagination ===============================================================================
 # How far ahead can the model see with its eyes closed, and does it use the actions?
 
-UNITS = {"latent error": "squared, a dimension", "agent error": "px", "T error": "px", "angle error": "degrees"}
+UNITS = {"latent error": "squared per number", "agent error": "px", "T error": "px", "angle error": "degrees"}
 
 def imagination(held):
     """Median errors of open-loop imagination by blocks ahead: with the true actions, and with another
@@ -593,6 +592,7 @@ def parse_arguments(argv):
 
 def main(argv):
     given = parse_arguments(argv)
+    os.environ.pop("MPLBACKEND", None)                  # a notebook sets one that may be missing here
     if given.curves:
         pusht.draw_curves(given.curves, given.out)
         print(f"{given.out} is written")
