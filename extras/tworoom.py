@@ -1,0 +1,125 @@
+"""The paper's simplest world, complete, with no other file than lewm.py: record, train, plan, baselines.
+Two rooms, and a dot that learns from pixels alone to go through the door between them, in about 3 minutes.
+
+    python -m extras.tworoom            # or copy this file beside lewm.py: python tworoom.py
+
+A `render` function draws states batch by batch on the training device, so no pictures are stored.
+"""
+
+import argparse
+import sys
+
+import numpy as np
+import torch
+
+import lewm
+
+SIZE = 64           # px, side of a picture; a place is (x, y) in a square of side 1
+SPEED = 0.1         # the longest step
+NEAR = 0.07         # the goal is reached at this distance
+DOOR = 0.12         # half the width of the door
+
+def move(xy, action):
+    """Places and actions (n,2) -> next places (n,2), at most SPEED away. The dot slides along walls."""
+    length = np.linalg.norm(action, axis=1, keepdims=True)
+    step = SPEED * action / np.maximum(1, length)
+    for axis in np.eye(2):
+        new = np.clip(xy + step * axis, 0.06, 0.94)
+        in_the_wall = abs(new[:, :1] - 0.5) < 0.07
+        beside_the_door = abs(new[:, 1:] - 0.5) > DOOR
+        xy = np.where(in_the_wall & beside_the_door, xy, new)
+    return xy
+
+def draw(xy, size):
+    """Places, a tensor (n,2) -> pictures uint8 (n,3,size,size): a grey wall with a door, a red dot."""
+    x = (torch.arange(size, device=xy.device) + 0.5) / size             # (size,), centres of the pixels
+    y = x[:, None]
+    wall = 0.6 * ((x - 0.5).abs() < 0.02) * ((y - 0.5).abs() > DOOR + 0.05)
+    distance = torch.hypot(x - xy[:, :1, None], y - xy[:, 1:, None])    # (n,size,size), from the dot
+    dot = ((0.05 - distance) * size).clamp(0, 1)
+    red = (1 - wall).expand_as(dot)
+    return (255 * torch.stack([red, red - dot, red - dot], dim=1)).byte()
+
+def pictures(xy):
+    """Places, an array (n,2) -> uint8 (n,SIZE,SIZE,3), as lewm.Planner takes them."""
+    return draw(torch.tensor(xy), SIZE).permute(0, 2, 3, 1).numpy()
+
+class TwoRoom:
+    """The environment: `step` and `render`, as lewm.play needs them."""
+    def __init__(self, start, goal):
+        self.xy = start
+        self.goal = goal
+
+    def step(self, action):
+        self.xy = move(self.xy[None], action[None])[0]
+        reached = np.linalg.norm(self.xy - self.goal) < NEAR
+        return self.xy, float(reached), reached, False, {}
+
+    def render(self):
+        return pictures(self.xy[None])[0]
+
+def record(walks, steps, seed):
+    """Swaying walks to random places, often through the door -> places and actions (walks,steps,2)."""
+    rng = np.random.default_rng(seed)
+    xy = np.full((walks, 2), 0.5)                                       # all begin in the door
+    aim = xy
+    sway = 0
+    places = []
+    actions = []
+    for _ in range(steps):
+        to_the_door = rng.random((walks, 1)) < 0.25
+        new_aim = np.where(to_the_door, 0.5, rng.uniform(-0.5, 1.5, (walks, 2)))
+        aim = np.where(rng.random((walks, 1)) < 0.2, new_aim, aim)
+        sway = 0.8 * sway + 0.4 * rng.normal(size=(walks, 2))
+        action = np.clip(5 * (aim - xy) + sway, -1, 1)
+        places.append(xy)
+        actions.append(action)
+        xy = move(xy, action)
+    return np.stack(places, axis=1), np.stack(actions, axis=1)
+
+def trained(walks, steps, embed_dim=2):
+    """Record walks of 50 env steps and train on them -> LeWM. Two dimensions, as this world has no more."""
+    places, actions = record(walks, 50, seed=0)
+    data = {
+        "state": places.reshape(-1, 2),
+        "action": actions.reshape(-1, 2),
+        "ep_len": np.full(walks, 50),
+        "ep_offset": 50 * np.arange(walks)}
+    cfg = lewm.Config.preset("smoke", first_lesson_share=0.0, embed_dim=embed_dim, frame_skip=2,
+                             batch_size=64, steps=steps, lr=1e-3)
+    return lewm.train(cfg, data, render=draw)
+
+def main(walks=2000, steps=600, pairs=100, embed_dim=2):
+    """Train, and plan for held-out pairs of start and goal in different rooms -> {policy: bool (pairs,)}."""
+    model = trained(walks, steps, embed_dim)
+    places, actions = record(20 * pairs, 30, seed=1)                    # held out
+    far = abs(places[:, 19, 0] - places[:, 29, 0]) > 0.4                # a room is 0.37 wide
+    starts = places[far, 19][:pairs]
+    goals = places[far, 29][:pairs]
+    recorded = actions[far, 19:29][:pairs]
+    random = np.random.default_rng(2).uniform(-1, 1, (pairs, 20, 2))
+    policies = {
+        "LeWM + CEM": lewm.Planner(model, pictures(goals)),
+        "random actions": lambda running, _: random[running],
+        "doing nothing": lambda running, _: 0 * random[running],
+        "recorded actions": lambda running, _: recorded[running]}
+    won = {}
+    for name, policy in policies.items():
+        environments = [TwoRoom(start, goal) for start, goal in zip(starts, goals)]
+        _, won[name] = lewm.play(environments, policy, budget=20)
+        low, high = lewm.wilson(won[name].sum(), len(starts))
+        print(f"{name:17}{won[name].mean():6.0%}   (95 % interval: {low:.0%} to {high:.0%})", flush=True)
+    return won
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Two rooms from pixels, recorded, learned and planned in.")
+    parser.add_argument("--walks", type=int, default=2000, help="walks to record; default: 2000")
+    parser.add_argument("--steps", type=int, default=600, help="optimizer steps; default: 600")
+    parser.add_argument("--pairs", type=int, default=100, help="starts and goals to plan for; default: 100")
+    parser.add_argument("--embed_dim", type=int, default=2, help="width of an embedding; default: 2")
+    try:
+        main(**vars(parser.parse_args()))
+    except (ValueError, OSError) as error:
+        sys.exit(f"tworoom.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("tworoom.py: stopped")
