@@ -36,7 +36,6 @@ TARGETS = ["agent x (px)", "agent y (px)", "T x (px)", "T y (px)", "sin(angle)",
 GROUPS = {"agent": [0, 1], "T": [2, 3], "angle": [4, 5]}        # columns of TARGETS, and of a state
 STATISTICS = ("picture_mean", "colour_map", "action_mean", "action_std", "action_low", "action_high")
 
-
 # ======== Held-out data ===============================================================================
 
 @dataclasses.dataclass
@@ -121,7 +120,6 @@ def interval(x):
     half = 1.96 * x.std(0).double() / math.sqrt(len(x))
     return torch.stack([mean, mean - half, mean + half], dim=-1)
 
-
 # ======== Drawing =====================================================================================
 # Figures are made without pyplot and its backends, so these functions work in a notebook as in a terminal.
 
@@ -157,7 +155,6 @@ def draw_films(axis, films, titles):
     axis.xaxis.tick_top()
     axis.set_xticks(np.arange(len(titles)) + 0.5, titles, fontsize=8)
     axis.set_yticks(np.arange(len(films)) + 0.5, films, fontsize=8)
-
 
 # ======== 1 Probes ====================================================================================
 # What can be read from an embedding with a linear map, and what only with an MLP? Raw pixels and an untrained
@@ -278,7 +275,6 @@ def draw_probes(path, numbers, shown):
         axis.legend(fontsize=8, markerscale=3)
     figure.savefig(path, dpi=110)
 
-
 # ======== 2 Surprise ==================================================================================
 # How wrong is a prediction when the T suddenly turns red, or when agent and T are suddenly somewhere else?
 
@@ -375,7 +371,6 @@ def draw_surprises(path, numbers, shown):
         draw_lines(axes[title], [*numbers[key]], {title: [*numbers[key].values()]}, **labels)
     figure.savefig(path, dpi=110)
 
-
 # ======== 3 Geometry ==================================================================================
 # SIGReg asks for a flat spectrum and Gaussian quantiles. Two things come without being asked for: positions
 # on the board form a two-dimensional sheet, and latent paths become straighter.
@@ -440,7 +435,6 @@ def draw_geometry(path, numbers, shown):
     axis.set(xlabel="quantiles of N(0, 1)", ylabel="quantiles of the embeddings")
     figure.savefig(path, dpi=110)
 
-
 # ======== 4 Imagination ===============================================================================
 # How far ahead can the model see with its eyes closed, and does it use the actions?
 
@@ -486,18 +480,22 @@ def draw_imagination(path, numbers, readings):
         draw_lines(axes[name], ahead, lines, xlabel="blocks ahead", ylabel=unit)
     figure.savefig(path, dpi=110)
 
-
 # ======== 5 Planning ==================================================================================
 # Does the planner's cost grow with the distance in the world? Does what a plan promises come true?
 
 RANGES = {"agent px": PLACES, "T px": PLACES, "T degrees": (5, 10, 20, 45, 90, 180)}
 
+def cost(model, z, z_goal):
+    """The planner's cost (n,) of ending at z (n,D) when the goal is z_goal (n,D)."""
+    scale = lewm.latent_scale(model, model.cfg.distance_power).cpu()
+    return ((z - z_goal) @ scale).square().sum(-1)
+
 def landscape(held):
-    """Squared latent distance after a displacement, divided by that between unrelated states: (mean, low,
-    high) for each amount."""
+    """The planner's cost after a displacement, divided by that between unrelated states: (mean, low, high)
+    for each amount."""
     states = held.states[:, CONTEXT]
     z = held.z[:, CONTEXT]
-    unrelated = 2 * z.var(0).sum()
+    unrelated = cost(held.model, z, z.roll(1, 0)).mean()
     numbers = {}
     for what, amounts in RANGES.items():
         numbers[what] = {}
@@ -505,20 +503,20 @@ def landscape(held):
             moved = displaced(states, what, amount, held.seed)
             possible = pusht.clear(moved)                       # a T that turns may come to lie on the agent
             z_moved = encode(held.model, render(moved[possible], held.model.cfg.image_size))
-            cost = (z_moved - z[possible]).square().sum(-1)
-            numbers[what][amount] = interval(cost / unrelated).tolist()
+            costs = cost(held.model, z_moved, z[possible])      # (n,)
+            numbers[what][amount] = interval(costs / unrelated).tolist()
     return numbers, None
 
 def draw_landscape(path, numbers, _):
     figure, axes = canvas(9, 3, [[*numbers]])
     for what, rows in numbers.items():
-        labels = dict(xlabel="displacement", ylabel="latent cost / unrelated states'", ylim=(0, 1.2))
+        labels = dict(xlabel="displacement", ylabel="cost / cost of unrelated states", ylim=(0, 1.2))
         draw_lines(axes[what], [*rows], {what: [*rows.values()]}, **labels)
     figure.savefig(path, dpi=110)
 
 def beliefs(held):
-    """Squared latent distance from the end of a plan to the goal: as imagined when it was made, and as it
-    came true when it was played without looking. (mean, low, high) over 40 pairs, by iterations of CEM."""
+    """The planner's cost of the end of a plan: as imagined when it was made, and as it came true when it was
+    played without looking. (mean, low, high) over 40 pairs, by iterations of CEM."""
     model = held.model
     cfg = model.cfg
     pairs = min(40, len(held.z))
@@ -533,7 +531,7 @@ def beliefs(held):
         ends = {"as imagined": imagine(model, z[:, None].cpu(), plans)[:, -1],
                 "as it came true": encode(model, render(states[:, -1], cfg.image_size))}
         for name, end in ends.items():
-            numbers[name][iterations] = interval((end - z_goal.cpu()).square().sum(-1)).tolist()
+            numbers[name][iterations] = interval(cost(model, end, z_goal.cpu())).tolist()
     return numbers, None
 
 def draw_beliefs(path, numbers, _):
@@ -541,12 +539,11 @@ def draw_beliefs(path, numbers, _):
     figure, axes = canvas(6.5, 4, [[title]])
     counts = [*numbers["as imagined"]]
     lines = {name: [*rows.values()] for name, rows in numbers.items()}
-    labels = dict(xlabel="iterations of CEM", ylabel="squared latent distance to the goal")
+    labels = dict(xlabel="iterations of CEM", ylabel="latent distance to the goal")
     draw_lines(axes[title], counts, lines, xscale="log", ylim=(0, None), **labels)
     axes[title].set_xticks(counts, counts)
     axes[title].minorticks_off()
     figure.savefig(path, dpi=110)
-
 
 # ======== 6 Command line ==============================================================================
 

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 import lewm
 
-
 # ======== Weights =====================================================================================
 # Tables from names here to the authors' names. {} is replaced by query, key and value: theirs are three
 # matrices, ours is one.
@@ -56,7 +55,8 @@ PARTS_OF_QKV = {4: ("query", "key", "value"), 5: ("q", "k", "v")}
 EXPERT_ACTION_STATS = [[-0.0087, 0.0068], [0.2019, 0.2002], [-1.0, -1.0], [1.0, 1.0]]   # of their Push-T data
 
 def official_weights(model, transformers=4):
-    """{the authors' name: tensor}. The tensors are views of the model's: writing into them changes it."""
+    """{the authors' name: tensor}. The tensors are views of the model's: writing into them changes it. What
+    helps the planner alone, a proposal, is left out."""
     lewm.require(not model.cfg.whiten, "whiten must be off: their layout has no place for its statistics")
     same_width = model.cfg.embed_dim == model.cfg.predictor_width
     lewm.require(same_width, "embed_dim must equal predictor_width: their layout has no predictor.widen")
@@ -72,7 +72,7 @@ def official_weights(model, transformers=4):
                 weights[theirs.format(part)] = matrix
         elif name == "action_encoder.patch_embed.weight":
             weights[theirs] = x[..., None]                          # theirs is a Conv1d: one axis more
-        elif name not in statistics:
+        elif name not in statistics and not name.startswith("proposal."):
             weights[theirs] = x
     return weights
 
@@ -109,7 +109,6 @@ def save_official(model, path, transformers=4):
     weights = official_weights(model, transformers)
     with lewm.replacing(path) as partial:
         torch.save({name: x.cpu().clone() for name, x in weights.items()}, partial)
-
 
 # ======== Data ========================================================================================
 # HDF5 files hold pixels (R,S,S,3) uint8, action (R,a), maybe state, and either ep_len and ep_offset (E,), or
@@ -188,7 +187,6 @@ def import_hdf5(source, out, chunk=1024):
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return len(data["ep_len"]), len(data["action"])
-
 
 # ======== Command line ================================================================================
 

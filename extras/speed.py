@@ -21,7 +21,6 @@ import lewm
 import probe
 import pusht
 
-
 # ======== Parts of a training =========================================================================
 
 def seconds_a_call(work):
@@ -119,7 +118,6 @@ def speed(preset, device):
         "episodes recorded a second": 1 / recording,
         "minutes for --train, at most": total / 60}
 
-
 # ======== How cost grows ==============================================================================
 
 def kept_bytes(work):
@@ -174,7 +172,6 @@ def draw_growth(path, result):
         probe.draw_lines(axes[title], [*rows], costs, xlabel=setting, ylabel=what, ylim=(0, None))
         axes[title].set_xticks([*rows])
     figure.savefig(path, dpi=110)
-
 
 # ======== Command line ================================================================================
 
