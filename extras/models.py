@@ -137,8 +137,11 @@ class SeenState:
 
 class StatePlanner(lewm.Planner):
     """lewm.Planner with states (7,) in place of pictures."""
+    views = None                # a SeenState for each environment
+
     def encode(self, states):
         return self.model.encode(torch.from_numpy(np.stack(states)).float())
 
     def __call__(self, running, environments):
-        return super().__call__(running, [SeenState(environment) for environment in environments])
+        self.views = self.views or [SeenState(environment) for environment in environments]
+        return super().__call__(running, self.views)
