@@ -478,6 +478,8 @@ def draw_imagination(path, numbers, readings):
     for name, unit in UNITS.items():
         lines = {kind: row[name] for kind, row in numbers.items()}
         draw_lines(axes[name], ahead, lines, xlabel="blocks ahead", ylabel=unit)
+        if name != "latent error":
+            axes[name].get_legend().remove()                    # one is enough, and it covers lines
     figure.savefig(path, dpi=110)
 
 # ======== 5 Planning ==================================================================================
