@@ -90,7 +90,7 @@ def trained(arm, episodes, steps, out=None):
     pixels, actions, _ = record(arm, episodes, seed=0)
     data = {
         "pixels": pixels.reshape(-1, SIZE, SIZE, 3),
-        "action": actions.reshape(-1, 2),
+        "action": np.float32(actions).reshape(-1, 2),
         "ep_len": np.full(episodes, LENGTH),
         "ep_offset": LENGTH * np.arange(episodes)}
     cfg = lewm.Config.preset("nano", first_lesson_share=0.0, embed_dim=8, steps=steps, lr=1e-3,

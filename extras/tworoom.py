@@ -81,8 +81,8 @@ def trained(walks, steps, embed_dim=2):
     """Record walks of 50 env steps and train on them -> LeWM. Two dimensions, as this world has no more."""
     places, actions = record(walks, 50, seed=0)
     data = {
-        "state": places.reshape(-1, 2),
-        "action": actions.reshape(-1, 2),
+        "state": np.float32(places).reshape(-1, 2),
+        "action": np.float32(actions).reshape(-1, 2),
         "ep_len": np.full(walks, 50),
         "ep_offset": 50 * np.arange(walks)}
     cfg = lewm.Config.preset("smoke", first_lesson_share=0.0, embed_dim=embed_dim, frame_skip=2,
