@@ -269,7 +269,7 @@ class TestSIGReg:
         near = abs(mean - GAUSSIAN_SCORE) < 5 * error + 0.01
         assert near, f"mean {mean:.4f} +- {error:.4f}, expected {GAUSSIAN_SCORE:.4f}"
 
-    def test_batch_norm_in_training_brings_it_below_a_gaussian_sample(self):
+    def test_batch_norm_brings_it_below_a_gaussian_sample(self):
         """Catches the belief that 1.05 is the least: vectors that batch norm has balanced are more even than
         a random sample, and in evaluation mode they are not."""
         torch.manual_seed(0)
@@ -461,7 +461,7 @@ class TestPlanning:
         near = (raw - torch.tensor([2.0, -6])).abs().max() < 0.2
         assert near, f"expected the bounds 2 and -6, got {raw.tolist()}"
 
-    def test_settings_that_are_not_given_are_those_of_the_models_config(self):
+    def test_settings_that_are_not_given_are_the_models(self):
         """Catches the paper's numbers of candidates where the Config has others."""
         model = toy_planner()
         z = noise(2, 4)
@@ -849,13 +849,13 @@ class TestTraining:
         cfg, folder, trained = whole_run
         before = contents(folder)
         model, _ = lewm.load_checkpoint(folder / "checkpoint.pt")
-        other = dataclasses.replace(cfg, steps=2, lr=1e-4, seed=1, dropout=cfg.dropout)
+        further = dataclasses.replace(cfg, steps=2, lr=1e-4, seed=1)
         monkeypatch.setattr(lewm, "learning_rate", lambda step, cfg: 0.0)
-        lewm.train(other, recorded, tmp_path, device="cpu", render=pusht.render, model=model)
-        for (name, a), b in zip(model.named_parameters(), trained.parameters()):
-            assert torch.equal(a, b), f"{name} began anew"
+        lewm.train(further, recorded, tmp_path, device="cpu", render=pusht.render, model=model)
         again, saved = lewm.load_checkpoint(tmp_path / "checkpoint.pt")
-        assert saved["step"] == 2 and again.cfg == other and contents(folder) == before
+        for (name, a), b in zip(again.named_parameters(), trained.parameters()):
+            assert torch.equal(a, b), f"{name} began anew"
+        assert saved["step"] == 2 and again.cfg == further and contents(folder) == before
 
     def test_weights_of_another_size_cannot_be_trained_on(self, recorded):
         """Catches a Config that says one thing and a model that is another."""
@@ -873,7 +873,7 @@ class TestTraining:
         with pytest.raises(ValueError, match="no episode holds a window"):
             lewm.train(tiny(**COUNTING), data, device="cpu")
 
-    def test_a_loss_of_nan_is_refused(self):
+    def test_nan_is_refused(self):
         """Catches hours of training on NaN."""
         model = tiny_model(**COUNTING)
         model.latent_loss = lambda z, blocks: (z.sum() * math.nan, {})
@@ -946,7 +946,7 @@ class TestTrainingSlow:
 
 # ---- Recipes: another part, in a subclass of a few lines ----
 
-def with_another_encoder(cfg):
+def with_convolutions(cfg):
     class Convolutions(lewm.LeWM):
         def __init__(self, cfg):
             super().__init__(cfg)
@@ -956,7 +956,7 @@ def with_another_encoder(cfg):
 
     return Convolutions(cfg)
 
-def with_another_term(cfg):
+def with_a_second_term(cfg):
     class Inverse(lewm.LeWM):
         def __init__(self, cfg):
             super().__init__(cfg)
@@ -970,7 +970,7 @@ def with_another_term(cfg):
 
     return Inverse(cfg)
 
-def with_another_regulariser(cfg):
+def with_variance_alone(cfg):
     class Variance(torch.nn.Module):
         def forward(self, z):
             return (1 - z.std(0)).relu().mean()
@@ -982,7 +982,7 @@ def with_another_regulariser(cfg):
 
     return Spread(cfg)
 
-@pytest.mark.parametrize("make", [with_another_encoder, with_another_term, with_another_regulariser])
+@pytest.mark.parametrize("make", [with_convolutions, with_a_second_term, with_variance_alone])
 class TestRecipes:
     def test_it_trains_saves_and_loads(self, make, tmp_path):
         """Catches a hook that is not called, a part that does not learn, and a checkpoint that cannot be
@@ -1084,14 +1084,13 @@ class TestProposal:
         """Catches changes from one episode to the next, goals of another episode, and blocks that do not lie
         between frame and goal."""
         rng = np.random.default_rng(0)
-        pace = rng.choice([-2.0, -1, 1, 2], (60, 1))        # px a step: each episode goes on at its own
-        places = 15 + pace * np.arange(-6, 7)               # (60,13): to 3 or 27 px
+        pace = rng.choice([-1.0, 1.0], (60, 1))             # px a step, all through an episode
+        places = rng.integers(12, 20, (60, 1)) + pace * np.arange(13)       # (60,13)
         data = {"pixels": np.stack([Dot(place, None).render() for place in places.flat]),
                 "action": pace.repeat(13, 0), "ep_len": np.full(60, 13), "ep_offset": 13 * np.arange(60)}
         model = dot_model(proposal_steps=200, proposal_horizon=3)
         lewm.fit_planner(model, data)
-        kept, _ = lewm.split_episodes(60, model.cfg.held_out, model.cfg.seed)
-        assert model.change.item() == pytest.approx((2 * pace[kept] ** 2 * 2).mean(), rel=0.01)
+        assert model.change.item() == pytest.approx(4, rel=1e-3), "2 px from frame to frame"
         z = torch.from_numpy(places[:, :1]).float()
         for k in (1, 2, 3):
             goals = torch.from_numpy(places[:, 2 * k:2 * k + 1]).float()
@@ -1099,7 +1098,7 @@ class TestProposal:
                 plans = model.proposal(z, goals, torch.full((60,), k))[:, :k]
             assert plans.shape == (60, k, 2)
             error = (model.to_actions(plans)[..., 0] - torch.from_numpy(pace)).square().mean()
-            assert error < 0.2, f"{k} blocks ahead: {error:.2f}, expected far below the variance, 2.5"
+            assert error < 0.2, f"{k} blocks ahead: {error:.2f}, expected far below the variance, 1"
 
     @pytest.mark.parametrize("use", [True, False])
     def test_the_planner_searches_around_it(self, use):
@@ -1131,7 +1130,7 @@ class TestProposal:
 # ======== 10 Planning in a world ======================================================================
 
 class TestWorlds:
-    def test_planning_reaches_its_goals_in_a_world_that_is_not_push_t(self):
+    def test_goals_are_reached_in_a_world_that_is_not_push_t(self):
         """Catches Push-T in the planner: another number of actions, plans played z-scored, goals of other
         episodes."""
         worlds = [Dot(2, goal=20), Dot(16, goal=3), Dot(30, goal=25), Dot(10, goal=11)]
@@ -1268,7 +1267,7 @@ class TestConfig:
         for field in dataclasses.fields(cfg):
             assert type(getattr(cfg, field.name)) is field.type, field.name
 
-    def test_a_window_has_one_frame_more_than_the_predictor_sees(self):
+    def test_a_window_has_one_frame_more_than_the_history(self):
         """Catches a frame that is never a target, and a number of frames that can contradict the history."""
         assert [tiny(history=n).frames for n in (1, 3, 5)] == [2, 4, 6]
 
@@ -1356,7 +1355,7 @@ class TestCheckpoints:
         with pytest.raises(ValueError, match="new_field is 7"):
             lewm.load_checkpoint(tmp_path / "c.pt", changes={"new_field": 8})
 
-    def test_the_statistics_of_the_data_are_in_the_checkpoint(self, tmp_path, recorded):
+    def test_the_measured_statistics_are_kept(self, tmp_path, recorded):
         """Catches a resumed or evaluated model that sees other colours than the trained one."""
         cfg = tiny(steps=3, whiten=True)
         model = lewm.train(cfg, recorded, tmp_path, device="cpu", render=pusht.render)
@@ -1399,7 +1398,8 @@ class TestCommandLine:
         ("--train --image_size 60 --patch_size 7", "60 is not a multiple of patch_size 7"),
         ("--train --preset nano --elites 4000", "elites 4000 > candidates 150"),
         ("--train --lr -1", "lr is -1.0"), ("--train --steps 0", "steps is 0"),
-        ("--train --steps two", "two"), ("--train --preset big", "big"), ("--train --dropout 1.0", "dropout is 1.0"),
+        ("--train --steps two", "two"), ("--train --preset big", "big"),
+        ("--train --dropout 1.0", "dropout is 1.0"),
         ("--train --seed 1000000", "seed is 1000000"), ("--train --data nowhere --episodes 1", "nowhere"),
         ("--train --device warp9", "warp9"), ("--eval nothing.pt", "nothing.pt"),
         ("--eval a.pt --train", "say --train"), ("--seed 1", "say --train"),
@@ -1413,7 +1413,7 @@ class TestCommandLine:
             lewm.main(argv.split())
         assert words in str(caught.value) and "\n" not in str(caught.value), str(caught.value)
 
-    def test_a_folder_that_holds_a_training_is_refused(self, tmp_path):
+    def test_a_folder_that_holds_a_checkpoint_is_refused(self, tmp_path):
         """Catches a day of training that the same command, typed again without --resume, would write over,
         and an evaluation that replaces the results of a training."""
         path = tmp_path / "checkpoint.pt"
@@ -1613,7 +1613,7 @@ class TestFiles:
 
 # ======== pusht.py: Data sets =========================================================================
 
-class TestPushTData:
+class TestPushTStorage:
     def test_data_sets_survive_writing_and_reading(self, tmp_path, recorded):
         """Catches a lost column, an overwritten data set, and files that would run code."""
         for name in ("data.npz", "folder"):
@@ -1932,7 +1932,7 @@ class TestPushTProblems:
         won = [pusht.success(states[-1], goal) for states, goal in zip(histories, goals)]
         assert sum(won) >= 19 and reached.tolist() == won
 
-    def test_they_come_from_seeds_that_training_cannot_take(self, monkeypatch):
+    def test_they_come_from_seeds_above_a_million(self, monkeypatch):
         """Catches held-out pairs and probes from training episodes: training seeds end at 1,000,000."""
         collect = pusht.collect
         seeds = set()
@@ -1947,7 +1947,7 @@ class TestPushTProblems:
         assert len(seeds) == 2 and min(seeds) >= 1_000_000, f"episodes came from seeds {sorted(seeds)}"
 
     @pytest.mark.parametrize("problems", [(1, "train"), (0, "dev"), (1, "dev", 10**6), (1, "dev", 0, 151)])
-    def test_problems_that_training_may_have_seen_or_nobody_can_solve_are_refused(self, problems):
+    def test_impossible_problems_are_refused(self, problems):
         """Catches pairs of training episodes, and a goal that lies behind the end of every episode."""
         with pytest.raises(ValueError, match="held_out_pairs needs"):
             pusht.held_out_pairs(*problems)
@@ -2020,7 +2020,7 @@ class TestProbes:
         assert any(name.startswith("encoder.") for name in different) and not other.training
         assert not set(statistics) & set(different)
 
-    def test_their_trajectories_come_from_seeds_that_training_cannot_take(self, probe, monkeypatch):
+    def test_their_trajectories_come_from_seeds_above_a_million(self, probe, monkeypatch):
         """Catches held-out pairs and probes from training episodes: training seeds end at 1,000,000."""
         collect = pusht.collect
         seeds = []
