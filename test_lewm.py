@@ -72,7 +72,8 @@ def tiny(**changes):
     """A Config small enough for a test."""
     small = dict(image_size=32, patch_size=16, encoder_width=24, embed_dim=16, projector_hidden=32,
                  predictor_width=24, predictor_mlp=48, directions=32, batch_size=8, steps=8,
-                 first_lesson_share=0.0)
+                 first_lesson_share=0.0, proposal_steps=0, distance_power=0.0,
+                 candidates=50, iterations=5, elites=10)
     return lewm.Config.preset("smoke", **{**small, **changes})
 
 def tiny_model(**changes):
@@ -1117,6 +1118,18 @@ class TestProposal:
         _, reached = lewm.play(worlds, lewm.Planner(model, goals), budget=24)
         assert reached.all() == use, f"the dots are at {[world.place for world in worlds]}, goals 20 and 3"
 
+    def test_without_iterations_it_is_the_plan(self):
+        """Catches a plan outside the data's range, and a search that cannot do without an iteration."""
+        start = 3 * noise(2, 3, 10)
+        plan = lewm.cem(toy_planner(), noise(2, 4), noise(2, 4), start=start, horizon=3, iterations=0)
+        assert torch.equal(plan, start.clamp(-2, 2))
+
+    def test_more_blocks_than_it_has_learned_are_refused(self):
+        """Catches an error deep inside torch where a longer plan is asked for."""
+        proposal = lewm.Proposal(tiny(proposal_horizon=2))
+        with pytest.raises(ValueError, match="3 blocks > proposal_horizon 2: --no-use_proposal"):
+            proposal(noise(1, 16), noise(1, 16), torch.tensor([3]))
+
     def test_it_travels_with_the_weights(self, tmp_path):
         """Catches a checkpoint that forgets what was fitted after the training, or cannot be read again."""
         cfg = tiny(**COUNTING, steps=1, proposal_steps=2)
@@ -1391,13 +1404,13 @@ class TestCheckpoints:
 ONE_LINE = (SystemExit, ValueError, OSError)                # what a refusal of the command line may be
 
 SMALL_RUN = ("--train --preset smoke --device cpu --train_episodes 6 --steps 6 --episodes 2 --candidates 8 "
-             "--elites 3 --iterations 1 --budget 10 --replan 2").split()
+             "--elites 3 --iterations 1 --budget 10 --replan 2 --proposal_steps 2").split()
 
 class TestCommandLine:
     @pytest.mark.parametrize("argv, words", [
         ("--train --bogus 1", "--bogus"),
         ("--train --image_size 60 --patch_size 7", "60 is not a multiple of patch_size 7"),
-        ("--train --preset nano --elites 4000", "elites 4000 > candidates 150"),
+        ("--train --preset nano --elites 4000", "elites 4000 > candidates"),
         ("--train --lr -1", "lr is -1.0"), ("--train --steps 0", "steps is 0"),
         ("--train --steps two", "two"), ("--train --preset big", "big"),
         ("--train --dropout 1.0", "dropout is 1.0"),
@@ -1452,11 +1465,14 @@ class TestCommandLine:
         assert seen == [lewm.Config.preset("nano")]
         assert [path.name for path in Path("runs").iterdir()] == ["nano"]
 
-    @pytest.mark.parametrize("flags, horizon, budget", [
-        ("", 5, 50), ("--goal_distance 40", 8, 80), ("--goal_distance 40 --horizon 5 --budget 60", 5, 60)])
-    def test_plans_and_time_grow_with_the_distance_of_the_goal(
-            self, flags, horizon, budget, tmp_path, monkeypatch):
-        """Catches goals that no plan can reach, and flags that are overruled."""
+    @pytest.mark.parametrize("flags, expected", [
+        ("", dict(horizon=5, budget=50, goal_distance=25, candidates=50)),
+        ("--goal_distance 40", dict(horizon=8, budget=80, goal_distance=40)),
+        ("--goal_distance 40 --horizon 5 --budget 60", dict(horizon=5, budget=60, goal_distance=40)),
+        ("--full_search", dict(use_proposal=False, distance_power=0.0, candidates=150, iterations=12)),
+        ("--full_search --candidates 20", dict(use_proposal=False, candidates=20, iterations=12))])
+    def test_flags_that_stand_for_others_do_not_overrule_them(self, flags, expected, tmp_path, monkeypatch):
+        """Catches further goals that no plan can reach, and flags that are overruled."""
         seen = []
         lewm.save_checkpoint(tmp_path / "c.pt", tiny_model())
         monkeypatch.setattr(lewm, "evaluate", lambda *args: seen.append(args) or stops())
@@ -1464,8 +1480,8 @@ class TestCommandLine:
         with pytest.raises(ZeroDivisionError):
             lewm.main([*argv, "--episodes", "2", "--device", "cpu"])
         (model, world, pairs), = seen
-        assert world is pusht and (model.cfg.horizon, model.cfg.budget) == (horizon, budget)
-        assert pairs[2].shape == (2, model.cfg.goal_distance, 2)
+        assert {name: getattr(model.cfg, name) for name in expected} == expected
+        assert world is pusht and pairs[2].shape == (2, model.cfg.goal_distance, 2)
 
     def test_numbers_are_written_where_no_picture_can_be_drawn(self, tmp_path, monkeypatch, capsys):
         """Catches an hour of planning that is lost with its picture."""
@@ -1507,7 +1523,7 @@ model, _ = lewm.load_checkpoint("c.pt")
 x = torch.randn(1, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 print(model.encode(x).double().sum().item())
 cfg = lewm.Config.preset("smoke", action_dim=1, frame_skip=2, steps=2, candidates=5, elites=2, iterations=1,
-                         first_lesson_share=0.0)
+                         first_lesson_share=0.0, proposal_steps=2)
 rng = np.random.default_rng(0)
 data = {"pixels": np.stack([Dot(place, None).render() for place in rng.uniform(0, 31, 90)]),
         "action": rng.normal(size=(90, 1)), "ep_len": np.full(3, 30), "ep_offset": 30 * np.arange(3)}
