@@ -1140,6 +1140,8 @@ class TestProposal:
         k = torch.tensor([1, 2, 5])
         assert torch.equal(model.proposal(z, z + 1, k), again.proposal(z, z + 1, k))
         assert not torch.equal(again.change, torch.eye(16)), "the changes were not measured"
+        resumed = lewm.train(cfg, counting_data(), tmp_path, resume=True, device="cpu", model=again)
+        assert not differing(model, resumed), "a finished run must stay as it is"
 
 # ======== 10 Planning in a world ======================================================================
 
