@@ -94,7 +94,7 @@ def trained(arm, episodes, steps, out=None):
         "ep_len": np.full(episodes, LENGTH),
         "ep_offset": LENGTH * np.arange(episodes)}
     cfg = lewm.Config.preset("nano", first_lesson_share=0.0, embed_dim=8, steps=steps, lr=1e-3,
-                             candidates=100, iterations=8)
+                             proposal_steps=0, candidates=100, iterations=8, elites=15)
     return lewm.train(cfg, data, out=out, resume=True)
 
 def main(episodes=400, steps=2200, pairs=100, out=None):

@@ -79,6 +79,17 @@ def time_losses(cfg, data, device):
     return {"loss": loss, "gradient": both - loss, "sigreg": sigreg, "plan": plan,
             "tflop": counter.get_total_flops() / 1e12}
 
+def time_proposal(cfg, data, device, steps=200):
+    """Seconds that the planner's proposal takes -> of encoding an episode, of a step."""
+    model = lewm.LeWM(cfg).to(device)
+    seconds = {}
+    for count in (1, 1 + steps):
+        model.cfg = dataclasses.replace(cfg, proposal_steps=count)
+        began = time.perf_counter()
+        lewm.fit_planner(model, data, pusht.render)
+        seconds[count] = time.perf_counter() - began
+    return seconds[1] / len(data["ep_len"]), (seconds[1 + steps] - seconds[1]) / steps
+
 def matrix_tflops(device, n=4096):
     """TFLOP/s in one large matrix product."""
     square = torch.randn(n, n, device=device)
@@ -101,7 +112,9 @@ def speed(preset, device):
     recorded = cfg.train_episodes * (1.25 if cfg.first_lesson_share else 1)         # lesson 0: a quarter more
     # an upper limit: a plan is shorter as its deadline nears, and an episode ends at its goal
     plans = cfg.episodes * np.ceil(cfg.budget / cfg.frame_skip / cfg.replan)
-    total = recording * recorded + step * cfg.steps + plans * seconds["plan"]
+    encoding, proposal_step = time_proposal(cfg, data, device)
+    proposal = encoding * recorded * (cfg.proposal_steps > 0) + proposal_step * cfg.proposal_steps
+    total = recording * recorded + step * cfg.steps + proposal + plans * seconds["plan"]
     return {
         "training steps a second": 1 / step,
         "ms of a step": 1000 * step,
@@ -116,6 +129,7 @@ def speed(preset, device):
         "pictures drawn a second": 1 / drawing,
         "env steps a second": 1 / stepping,
         "episodes recorded a second": 1 / recording,
+        "seconds to fit the proposal": proposal,
         "minutes for --train, at most": total / 60}
 
 # ======== How cost grows ==============================================================================
