@@ -86,10 +86,10 @@ def trained(walks, steps, embed_dim=2):
         "ep_len": np.full(walks, 50),
         "ep_offset": 50 * np.arange(walks)}
     cfg = lewm.Config.preset("smoke", first_lesson_share=0.0, embed_dim=embed_dim, frame_skip=2,
-                             batch_size=64, steps=steps, lr=1e-3)
+                             batch_size=64, steps=steps, lr=1e-3, proposal_steps=1500)
     return lewm.train(cfg, data, render=draw)
 
-def main(walks=2000, steps=600, pairs=100, embed_dim=2):
+def main(walks=2000, steps=1200, pairs=100, embed_dim=2):
     """Train, and plan for held-out pairs of start and goal in different rooms -> {policy: bool (pairs,)}."""
     model = trained(walks, steps, embed_dim)
     places, actions = record(20 * pairs, 30, seed=1)                    # held out
@@ -114,7 +114,7 @@ def main(walks=2000, steps=600, pairs=100, embed_dim=2):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Two rooms from pixels, recorded, learned and planned in.")
     parser.add_argument("--walks", type=int, default=2000, help="walks to record; default: 2000")
-    parser.add_argument("--steps", type=int, default=600, help="optimizer steps; default: 600")
+    parser.add_argument("--steps", type=int, default=1200, help="optimizer steps; default: 1200")
     parser.add_argument("--pairs", type=int, default=100, help="starts and goals to plan for; default: 100")
     parser.add_argument("--embed_dim", type=int, default=2, help="width of an embedding; default: 2")
     try:
