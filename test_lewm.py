@@ -1459,8 +1459,8 @@ class TestCommandLine:
         seen = []
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
-        monkeypatch.setattr(pusht, "collect_lessons", lambda *args: counting_data())
-        monkeypatch.setattr(pusht, "held_out_pairs", lambda *args: None)
+        for name in ("collect", "collect_lessons", "held_out_pairs"):
+            monkeypatch.setattr(pusht, name, lambda *args: counting_data())
         monkeypatch.setattr(lewm, "train", lambda cfg, *args, **kwargs: seen.append(cfg) or stops())
         with pytest.raises(ZeroDivisionError):
             lewm.main(["--train"])
