@@ -2121,14 +2121,15 @@ class TestProbes:
     def test_beliefs_are_those_of_the_plans_that_the_search_makes(self, probe, monkeypatch):
         """Catches ends imagined from other frames or of another plan than the planner's, or too early a
         truth."""
-        model = awake(tiny_model(candidates=8, elites=4)).eval()
-        set_actions(model, mean=[0.1, -0.1], std=[0.5, 0.4])
+        model = set_actions(awake(tiny_model()).eval(), mean=[0.1, -0.1], std=[0.5, 0.4])
+        search = dict(candidates=8, elites=4)
+        monkeypatch.setattr(lewm, "FULL_SEARCH", search)
         goals = TWO_STARTS + [20, 30, 0, 0, 0, 0, 0]
         monkeypatch.setattr(pusht, "held_out_pairs", lambda *args: (TWO_STARTS, goals, None))
         numbers, _ = probe.beliefs(held(probe, model, z=torch.zeros(2)))
         z, z_goal = (probe.encode(model, pusht.render(states, 32)) for states in (TWO_STARTS, goals))
         for iterations in numbers["as imagined"]:
-            plans = lewm.cem(model, z, z_goal, iterations=iterations)
+            plans = lewm.cem(model, z, z_goal, iterations=iterations, **search)
             imagined = model.rollout(z[:, None], plans[:, None])[:, 0, -1]
             states = probe.played(TWO_STARTS, model.to_actions(plans).unflatten(1, (-1, 5)).numpy())
             true = probe.encode(model, pusht.render(states[:, -1], 32))

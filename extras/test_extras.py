@@ -40,8 +40,10 @@ from extras import authors, compare, dino_wm, models, reacher, speed, tworoom  #
 CPU = torch.device("cpu")
 
 def small_presets(monkeypatch):
-    """Every preset becomes a small one that plans quickly."""
-    small = tiny(candidates=8, elites=4, iterations=2, embed_dim=24)
+    """Every preset becomes a small one that plans quickly, also with the full search."""
+    search = dict(candidates=8, elites=4, iterations=2)
+    small = tiny(embed_dim=24, **search)
+    monkeypatch.setattr(lewm, "FULL_SEARCH", search)
     monkeypatch.setattr(
         lewm.Config, "preset", lambda name, **changes: dataclasses.replace(small, **changes))
     return small
@@ -538,8 +540,11 @@ class TestSpeed:
 # ======== Worlds ======================================================================================
 
 class TestOtherWorlds:
-    def test_two_rooms_are_recorded_trained_and_planned_in(self, capsys):
+    def test_two_rooms_are_recorded_trained_and_planned_in(self, monkeypatch, capsys):
         """Catches Push-T in the training or the planner, and an example that does not run as it stands."""
+        preset = lewm.Config.preset
+        monkeypatch.setattr(
+            lewm.Config, "preset", lambda name, **changes: preset(name, **{**changes, "proposal_steps": 2}))
         won = tworoom.main(walks=20, steps=2, pairs=3)
         assert list(won) == ["LeWM + CEM", "random actions", "doing nothing", "recorded actions"]
         assert won["recorded actions"].tolist() == [True] * 3 and not won["doing nothing"].any()
