@@ -137,7 +137,7 @@ def canvas(width, height, rows, **options):
 def draw_lines(axis, x, lines, **labels):
     """lines {name: n numbers, or n rows (mean, low, high)}. labels: what Axes.set takes, such as xlabel."""
     for name, y in lines.items():
-        columns = np.transpose(y)
+        columns = np.asarray(y).T
         if columns.ndim == 1:
             axis.plot(x, y, label=name, marker=".")
         else:
@@ -151,7 +151,7 @@ def draw_lines(axis, x, lines, **labels):
 def draw_films(axis, films, titles):
     """films {name: pictures (n,3,S,S)}, one below the other. titles: n texts, one over each column."""
     rows = [film.permute(2, 0, 3, 1).flatten(1, 2) for film in films.values()]  # (S,n*S,3) each
-    axis.imshow(torch.cat(rows), extent=(0, len(titles), len(films), 0))
+    axis.imshow(torch.cat(rows).numpy(), extent=(0, len(titles), len(films), 0))
     axis.xaxis.tick_top()
     axis.set_xticks(np.arange(len(titles)) + 0.5, titles, fontsize=8)
     axis.set_yticks(np.arange(len(films)) + 0.5, films, fontsize=8)
