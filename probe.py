@@ -315,8 +315,8 @@ def surprise(model, z, blocks):
     """z (E,T,D), blocks (E,T-1,A) -> (E,T-1): squared error of predicting each frame from those before it."""
     errors = []
     for t in range(1, z.shape[1]):
-        path = imagine(model, z[:, :t], blocks[:, :t])          # (E,t+1,D)
-        errors.append((path[:, -1] - z[:, t]).square().sum(-1))
+        guess = imagine(model, z[:, :t], blocks[:, :t])[:, -1]  # (E,D)
+        errors.append((guess - z[:, t]).square().sum(-1))
     return torch.stack(errors, dim=1)
 
 def watch(held, states, t_colour=GREY):

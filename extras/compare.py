@@ -63,8 +63,8 @@ def written(path, content):
 
 def trial(setting, name, kind=lewm.LeWM, **changes):
     """Train one row, plan and probe -> {what: number}. kind: class of the model. changes: fields of Config.
-    Numbers that are in the row's trial.json are reused, and other settings there are refused. All rows plan as
-    the paper does, without a proposal, so that success speaks of the model."""
+    Numbers that are in the row's trial.json are reused, and other settings there are refused. All rows plan
+    as the paper does, without a proposal, so that success speaks of the model."""
     cfg = dataclasses.replace(setting.cfg, **changes)
     cfg = dataclasses.replace(cfg, proposal_steps=0, **lewm.FULL_SEARCH)
     folder = setting.out / name

@@ -1,5 +1,5 @@
 """The paper's simplest world, complete, with no other file than lewm.py: record, train, plan, baselines.
-Two rooms, and a dot that learns from pixels alone to go through the door between them, in about 3 minutes.
+Two rooms, and a dot that learns from pixels alone to go through the door between them, in about 5 minutes.
 
     python -m extras.tworoom            # or copy this file beside lewm.py: python tworoom.py
 
