@@ -93,14 +93,10 @@ def planned(model, pairs):
             "object_success": float(score["object_success"]),
             "px_to_goal": float(score["final_agent_px"] + score["final_t_px"])}
 
-def metrics_of(folder):
-    """The rows of metrics.csv, from the checkpoint beside it."""
-    return lewm.read_weights(folder / "checkpoint.pt")["metrics"]
-
 def last_metrics(folder):
+    metrics = pusht.read_metrics(folder)
     names = ("val_prediction", "val_copy_last", "val_shuffled_ratio", "effective_rank", "straightness")
-    last = metrics_of(folder)[-1]
-    return {name: last[name] for name in names}
+    return {name: float(metrics[name][-1]) for name in names}
 
 def known(model):
     """Pearson's r of linear probes on held-out trajectories."""
@@ -131,10 +127,9 @@ def draw_pldm(path, rows):
         rate, low, high = row["success"]
         interval = [[rate - low], [high - rate]]
         axes["success"].bar(name, rate, yerr=interval, color=colour, ecolor="gray", capsize=6)
-        metrics = metrics_of(path.parent / name)
-        steps = [line["step"] for line in metrics]
+        metrics = pusht.read_metrics(path.parent / name)
         for title in curves:
-            axes[title].plot(steps, [line[title] for line in metrics], label=name)
+            axes[title].plot(metrics["step"], metrics[title], label=name)
             axes[title].set(xlabel="step")
     axes["success"].set(ylim=(0, 1), ylabel="share of pairs, 95 % interval")
     axes["val_prediction"].set(yscale="log")
