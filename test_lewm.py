@@ -11,6 +11,7 @@ sections 1, 11 and 12 come after the method. Numbers without a source beside the
 the test.
 """
 
+import argparse
 import ast
 import contextlib
 import copy
@@ -1917,3 +1918,98 @@ class TestReadmeSlow:
         (project(tmp_path, "pusht.py") / "example.py").write_text("\n".join(blocks), encoding="utf-8")
         ended = run_python("example.py", cwd=tmp_path)
         assert ended.returncode == 0, ended.stderr[-2000:]
+
+# ======== In a course =================================================================================
+# python test_lewm.py --holes student.py [--units SIGReg Loss]    lewm.py, where a student writes these units
+# python test_lewm.py --score score.json [-k SIGReg]              the points of the file that LEWM names
+
+HOLES = {
+    "Encoder": ("Attention.forward", "EncoderLayer.forward", "ViT.forward"),
+    "Predictor": ("action_encoder", "modulate", "PredictorLayer.forward", "Predictor.forward"),
+    "SIGReg": ("SIGReg.forward",),
+    "Loss": ("LeWM.latent_loss",),
+    "Imagination": ("LeWM.rollout",),
+    "Planning": ("final_embeddings", "cem"),
+    "Data": ("split_episodes", "window_starts", "action_statistics", "get_blocks", "get_batch"),
+    "Training": ("learning_rate", "effective_rank", "straightness", "diagnose", "train"),
+    "Proposal": ("latent_scale", "Proposal.forward", "fit_planner"),
+    "Worlds": ("Planner.__call__", "play", "wilson"),
+}
+
+def with_holes(source, units):
+    """Python source -> the same with the functions of these units reduced to their docstring and a raise."""
+    lines = source.splitlines()
+    holes = {name for unit in units for name in HOLES[unit]}
+    tree = ast.parse(source)
+    scopes = [("", tree), *((f"{node.name}.", node) for node in tree.body if isinstance(node, ast.ClassDef))]
+    functions = [(prefix + node.name, node) for prefix, scope in scopes for node in scope.body
+                 if isinstance(node, ast.FunctionDef)]
+    for name, function in sorted(functions, key=lambda pair: -pair[1].lineno):      # from the end backwards
+        if name in holes:
+            body = function.body[bool(ast.get_docstring(function)):]
+            indent = " " * (function.col_offset + 4)
+            hole = f'{indent}raise NotImplementedError("{name}: not written yet")'
+            lines[body[0].lineno - 1:function.end_lineno] = [hole]
+    return "\n".join(lines) + "\n"
+
+class Score:
+    """A pytest plugin: each test's result, in the form of Gradescope's results.json."""
+    def __init__(self):
+        self.tests = {}
+
+    def pytest_itemcollected(self, item):
+        mistake = " ".join((item.function.__doc__ or "").split())
+        self.tests[item.nodeid] = {"name": item.nodeid.split("::", 1)[1], "score": 0, "max_score": 1,
+                                   "output": mistake}
+
+    def pytest_deselected(self, items):
+        for item in items:
+            del self.tests[item.nodeid]
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" and report.passed:
+            self.tests[report.nodeid].update(score=1, output="")
+        if report.skipped:
+            del self.tests[report.nodeid]
+
+    def write(self, path):
+        units = {}
+        for test in self.tests.values():
+            unit = test["name"].split("::")[0].removeprefix("Test").removesuffix("Slow")
+            units.setdefault(unit, []).append(test["score"])
+        for unit, scores in units.items():
+            print(f"{unit:14} {sum(scores):3} of {len(scores)}")
+        Path(path).write_text(json.dumps({"tests": [*self.tests.values()]}, indent=1), encoding="utf-8")
+
+class TestCourse:
+    def test_holes_are_where_a_student_writes_and_nowhere_else(self):
+        """Catches a hole that does not exist any more, an answer that stays, and a file that is no Python."""
+        source = (HERE / "lewm.py").read_text(encoding="utf-8")
+        assert with_holes(source, []) == source
+        for unit, names in HOLES.items():
+            holed = with_holes(source, [unit])
+            compile(holed, unit, "exec")
+            missing = re.findall(r'NotImplementedError\("(.*): not written yet"\)', holed)
+            assert sorted(missing) == sorted(names), unit
+            assert ast.dump(ast.parse(with_holes(holed, [unit]))) == ast.dump(ast.parse(holed))
+
+def main():
+    parser = argparse.ArgumentParser(description="For a course; the tests themselves: pytest test_lewm.py")
+    parser.add_argument("--holes", metavar="FILE.py", help="write lewm.py with holes to this new file")
+    parser.add_argument("--units", nargs="+", choices=HOLES, default=[*HOLES], help="where; default: in all")
+    parser.add_argument("--score", metavar="FILE.json", help="run the tests; other arguments go to pytest")
+    given, others = parser.parse_known_args()
+    if given.holes and Path(given.holes).exists():
+        parser.error(f"{given.holes} exists already, and may be somebody's work: choose another name")
+    if given.holes:
+        source = (HERE / "lewm.py").read_text(encoding="utf-8")
+        Path(given.holes).write_text(with_holes(source, given.units), encoding="utf-8")
+    elif given.score:
+        score = Score()
+        pytest.main([__file__, "-q", "--tb=no", *others], plugins=[score])
+        score.write(given.score)
+    else:
+        parser.error("say --holes FILE.py or --score FILE.json")
+
+if __name__ == "__main__":
+    main()

@@ -146,7 +146,6 @@ ABLATIONS = {
     "appended action": {"kind": models.AppendedAction},
     "no dropout": {"dropout": 0.0},
     "ImageNet colours": {"whiten": False},
-    "small positions": {"position_std": 0.02},
     "no first lesson": {"first_lesson_share": 0.0},
     "first lesson alone": {"first_lesson_share": 0.99999}}
 
