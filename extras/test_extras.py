@@ -35,7 +35,7 @@ if Path(lewm.__file__) != HERE / "lewm.py":
 
 import probe  # noqa: E402
 import pusht  # noqa: E402
-from extras import authors, compare, dino_wm, models, reacher, speed, tworoom  # noqa: E402
+from extras import authors, compare, dino_wm, models, planning, reacher, speed, tworoom  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -310,6 +310,34 @@ class TestSimulator:
         policies = json.loads((tmp_path / "result.json").read_text())["simulator"]["policies"]
         assert {*policies} == {"simulator + CEM", "random actions", "doing nothing", "recorded actions"}
         assert policies["recorded actions"]["success"] == 1
+
+# ======== The planner's parts =========================================================================
+
+class TestPlanningParts:
+    @pytest.mark.parametrize("what, rows", [("rollouts", 9), ("goals", 12), ("far", 12)])
+    def test_each_table_is_measured_once(self, what, rows, tmp_path, monkeypatch):
+        """Catches a row that breaks where nobody looks, since it takes an hour, and one measured again."""
+        small = {"candidates": 4, "iterations": 1, "elites": 2}
+        monkeypatch.setattr(lewm, "FULL_SEARCH", {"use_proposal": False, **small})
+        monkeypatch.setattr(planning, "SEARCHES", {4: small, 8: {**small, "iterations": 2}})
+        path = tmp_path / "model.pt"
+        model = tiny_model(proposal_steps=1, proposal_horizon=15, **small)
+        model.proposal = lewm.Proposal(model.cfg)
+        lewm.save_checkpoint(path, model)
+        argv = [str(path), what, "--pairs", "2", "--split", "dev", "--out", str(tmp_path)]
+        planning.main(argv)
+        table = json.loads((tmp_path / f"{what}.json").read_text())
+        assert len(table) == rows and all(len(row["won"]) == 2 for row in table.values())
+        assert (tmp_path / "rollouts.png").exists() == (what == "rollouts")
+        monkeypatch.setattr(planning, "measure", stops)
+        planning.main(argv)
+
+    def test_goals_that_nobody_recorded_can_be_reached(self):
+        """Catches goals beyond the T's reach, and pairs in which there is nothing to do."""
+        starts, goals, actions = planning.aimless(3, "dev")
+        for start, goal, sequence in zip(starts, goals, actions):
+            assert np.array_equal(planning.walk(start, sequence), goal)
+            assert not pusht.success(start, goal)
 
 # ======== Other models ================================================================================
 
@@ -587,7 +615,7 @@ class TestExtrasReadme:
         """Catches a README that promises flags which are not there, in its blocks and in its tables."""
         text = readme() + readme("extras")
         commands = re.findall(r"python -m extras\.(\w+) ?([^`#\"\n|;&]*)", text)
-        assert {name for name, _ in commands} == {"authors", "compare", "speed", "tworoom", "reacher"}
+        assert {name for name, _ in commands} == {"authors", "compare", "planning", "reacher", "speed", "tworoom"}
         for name, arguments in commands:
             argv = shlex.split(arguments)
             module = importlib.import_module(f"extras.{name}")
