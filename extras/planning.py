@@ -1,7 +1,7 @@
 """What the parts of the planner give, on Push-T and with one trained model.
 
     python -m extras.planning assets/nano.pt rollouts   # success against rollouts a plan, and a picture
-    python -m extras.planning assets/nano.pt goals      # goals that the recorded data did not show how to reach
+    python -m extras.planning assets/nano.pt goals      # goals that nobody recorded
     python -m extras.planning assets/nano.pt far        # goals 25, 50 and 75 env steps away
 
 Each takes an hour or so on one core; --pairs shortens it. A row is written as soon as it is measured, and a
@@ -36,17 +36,20 @@ def measure(model, pairs, **changes):
     starts, goals, _ = pairs
     planner = lewm.Planner(model, pusht.pictures(goals, model.cfg.image_size))
     began = time.monotonic()
-    histories, _ = lewm.play(pusht.environments(starts, goals, model.cfg.image_size), planner, model.cfg.budget)
+    environments = pusht.environments(starts, goals, model.cfg.image_size)
+    histories, _ = lewm.play(environments, planner, model.cfg.budget)
     row = {"seconds_per_plan": (time.monotonic() - began) / planner.plans, **pusht.score(histories, goals)}
     return {**row, "interval": lewm.wilson(sum(row["won"]), len(starts)), "settings": changes}
 
-def measure_all(path, rows):
-    """rows {name: (model, pairs, changes)} -> {name: numbers}; those that are in the file `path` stay."""
-    done = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    for name, (load, pairs, changes) in rows.items():
+def measure_all(path, rows, load):
+    """rows {name: (pairs, changes)} -> {name: numbers}; those that are in the file `path` already stay."""
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"of": load.of, "rows": {}}
+    lewm.require(saved["of"] == load.of, f"{path} is of {saved['of']}, not {load.of}: use another --out")
+    done = saved["rows"]
+    for name, (pairs, changes) in rows.items():
         if name not in done:
             done[name] = measure(load(), pairs, **changes)
-            written(path, done)
+            written(path, saved)
         row = done[name]
         low, high = row["interval"]
         print(f"{name:34} {row['success']:6.1%} ({low:5.1%} - {high:6.1%}), the T alone "
@@ -61,12 +64,12 @@ DISTANCES = {"the paper's distance": {"distance_power": 0.0}, "distance with p =
 def rollouts(load, out, pairs, split):
     """Four planners, each with 32 to 1,800 rollouts a plan, and the proposal without a search."""
     problems = pusht.held_out_pairs(pairs, split)
-    rows = {"the proposal alone": (load, problems, PROPOSAL_ALONE)}
+    rows = {"the proposal alone": (problems, PROPOSAL_ALONE)}
     for start, begin in STARTS.items():
         for distance, power in DISTANCES.items():
             for count in SEARCHES:
-                rows[f"{start}, {distance}, {count}"] = (load, problems, {**begin, **power, **SEARCHES[count]})
-    done = measure_all(out / "rollouts.json", rows)
+                rows[f"{start}, {distance}, {count}"] = (problems, {**begin, **power, **SEARCHES[count]})
+    done = measure_all(out / "rollouts.json", rows, load)
     lewm.draw(draw_rollouts, out / "rollouts.png", done)
 
 def draw_rollouts(path, rows):
@@ -139,24 +142,26 @@ def goals(load, out, pairs, split):
              "aimless": aimless(pairs, split), "played": played(load, pairs, split)}
     rows = {}
     for kind, problems in kinds.items():
-        rows[f"{kind}: both"] = (load, problems, {})
-        rows[f"{kind}: the proposal alone"] = (load, problems, PROPOSAL_ALONE)
-        rows[f"{kind}: search alone"] = (load, problems, lewm.FULL_SEARCH)
-    measure_all(out / "goals.json", rows)
+        rows[f"{kind}: both"] = (problems, {})
+        rows[f"{kind}: the proposal alone"] = (problems, PROPOSAL_ALONE)
+        rows[f"{kind}: search alone"] = (problems, lewm.FULL_SEARCH)
+    measure_all(out / "goals.json", rows, load)
 
 # ======== Further goals ===============================================================================
+
+FAR = (25, 50, 75)
 
 def far(load, out, pairs, split):
     """Goals 25, 50 and 75 env steps away, with a budget of twice that."""
     rows = {}
-    for steps in (25, 50, 75):
+    for steps in FAR:
         problems = pusht.held_out_pairs(pairs, split, 0, steps)
         reach = {"budget": 2 * steps, "horizon": math.ceil(steps / load().cfg.frame_skip)}
         planners = {"both": {}, "both, p = 1": {"distance_power": 1.0}, "the proposal alone": PROPOSAL_ALONE,
                     "search alone": lewm.FULL_SEARCH}
         for name, changes in planners.items():
-            rows[f"{steps} env steps: {name}"] = (load, problems, {**reach, **changes})
-    measure_all(out / "far.json", rows)
+            rows[f"{steps} env steps: {name}"] = (problems, {**reach, **changes})
+    measure_all(out / "far.json", rows, load)
 
 # ======== Command line ================================================================================
 
@@ -182,7 +187,12 @@ def main(argv):
     def load():
         return lewm.load_checkpoint(given.checkpoint, device)[0]
 
-    lewm.require(load().proposal, f"{given.checkpoint} has no proposal: train with --proposal_steps 8000")
+    load.of = [Path(given.checkpoint).resolve().name, given.pairs, given.split]
+    model = load()
+    lewm.require(model.proposal, f"{given.checkpoint} has no proposal: train with --proposal_steps 8000")
+    longest = model.cfg.proposal_horizon * model.cfg.frame_skip
+    reach = longest >= FAR[-1] or given.what != "far"
+    lewm.require(reach, f"its proposal reaches {longest} env steps, not {FAR[-1]}: --proposal_horizon 15")
     out = Path(given.out or "runs/planning").expanduser()
     TABLES[given.what](load, out, given.pairs, given.split)
 

@@ -326,11 +326,13 @@ class TestPlanningParts:
         lewm.save_checkpoint(path, model)
         argv = [str(path), what, "--pairs", "2", "--split", "dev", "--out", str(tmp_path)]
         planning.main(argv)
-        table = json.loads((tmp_path / f"{what}.json").read_text())
+        table = json.loads((tmp_path / f"{what}.json").read_text())["rows"]
         assert len(table) == rows and all(len(row["won"]) == 2 for row in table.values())
         assert (tmp_path / "rollouts.png").exists() == (what == "rollouts")
         monkeypatch.setattr(planning, "measure", stops)
         planning.main(argv)
+        with pytest.raises(ValueError, match=f"{what}.json is of .*use another --out"):
+            planning.main([*argv, "--pairs", "3"])
 
     def test_goals_that_nobody_recorded_can_be_reached(self):
         """Catches goals beyond the T's reach, and pairs in which there is nothing to do."""
@@ -613,9 +615,10 @@ class TestReacherSlow:
 class TestExtrasReadme:
     def test_every_command_exists(self):
         """Catches a README that promises flags which are not there, in its blocks and in its tables."""
-        text = readme() + readme("extras")
+        text = readme() + readme("extras") + (HERE / "extras" / "COURSE.md").read_text(encoding="utf-8")
         commands = re.findall(r"python -m extras\.(\w+) ?([^`#\"\n|;&]*)", text)
-        assert {name for name, _ in commands} == {"authors", "compare", "planning", "reacher", "speed", "tworoom"}
+        files = {"authors", "compare", "planning", "reacher", "speed", "tworoom"}
+        assert {name for name, _ in commands} == files
         for name, arguments in commands:
             argv = shlex.split(arguments)
             module = importlib.import_module(f"extras.{name}")
