@@ -378,7 +378,7 @@ class TestImagination:
 
     @pytest.mark.parametrize("context", [1, 2, 3])
     def test_it_is_one_prediction_after_the_other(self, context):
-        """Catches a rollout that is off by one, reuses an action, shows another history, or lacks a block."""
+        """Catches a rollout that is off by one, reuses an action, or shows another history."""
         model = awake(tiny_model().eval())
         z = noise(2, context, 16)
         plans = noise(2, 3, 6, 10, seed=1)
@@ -393,8 +393,11 @@ class TestImagination:
             assert torch.allclose(rollout[:, n, context - 1:], torch.stack(known[context:], 1), atol=1e-5)
             seen = model.predict(z, plans[:, n, :context])
             assert torch.allclose(rollout[:, n, :context], seen, atol=1e-5), "context is given, not imagined"
-        with pytest.raises(ValueError, match=f"at least {context} action blocks"):
-            model.rollout(z, plans[:, :, :context - 1])
+
+    def test_plans_without_a_block_for_each_frame_are_refused(self):
+        """Catches a rollout that invents the blocks between its context frames."""
+        with pytest.raises(ValueError, match="at least 3 action blocks"):
+            tiny_model().rollout(noise(1, 3, 16), noise(1, 2, 2, 10))
 
 # ======== 6 Planning with CEM =========================================================================
 
@@ -523,7 +526,7 @@ class TestData:
         assert model.action_low.tolist() == [0, 0] and model.action_high.tolist() == [100, 100]
 
     def test_pictures_are_cut_from_the_middle(self):
-        """Catches a crop from the corner, pictures squeezed instead of cut, and rows taken for colours."""
+        """Catches a crop from the corner, and pictures squeezed instead of cut."""
         pixels = torch.zeros(4, 3, 24, 40, dtype=torch.uint8)
         pixels[:, :, 8:16, 16:24] = 200
         small = lewm.fit_pictures(pixels, 8)
@@ -531,8 +534,11 @@ class TestData:
         assert small.float().mean().item() == pytest.approx(200 / 9, abs=1)     # 8 x 8 of 24 x 24 px
         same = lewm.fit_pictures(pixels, 24)
         assert (same[:, :, 8:16, 8:16] == 200).all() and same.float().mean() < 23
+
+    def test_pictures_with_colours_last_are_refused(self):
+        """Catches rows that are taken for colours."""
         with pytest.raises(ValueError, match="not uint8"):
-            lewm.fit_pictures(pixels.permute(0, 2, 3, 1), 24)
+            lewm.fit_pictures(torch.zeros(4, 24, 40, 3, dtype=torch.uint8), 24)
 
     @pytest.mark.parametrize("change, words", [
         (lambda d: {"ep_len": None}, "lacks ep_len"), (lambda d: {"pixels": None}, "lacks state"),
@@ -705,10 +711,12 @@ class TestTraining:
         assert not differing(whole, model)
         assert metrics_without_times(folder) == metrics_without_times(tmp_path)
 
-    def test_only_settings_of_running_may_change_on_the_way(self, tmp_path, recorded, whole_run, pusht):
-        """Catches a run that goes on with other settings than it began with, or cannot save more rarely."""
+    def test_other_settings_or_data_are_refused_on_the_way(self, tmp_path, recorded, whole_run, pusht):
+        """Catches a run that goes on with others than it began with, and a training that is written over."""
         cfg, folder, trained = whole_run
         shutil.copy(folder / "checkpoint.pt", tmp_path)
+        with pytest.raises(ValueError, match="checkpoint.pt is there already.*resume"):
+            lewm.train(cfg, recorded, tmp_path, device="cpu", render=pusht.render)
         for name, new in {"lr": 0.5, "steps": 20, "seed": 5}.items():
             other = dataclasses.replace(cfg, **{name: new})
             with pytest.raises(ValueError, match=f"{name} is .*, not {new}"):
@@ -716,16 +724,19 @@ class TestTraining:
         with pytest.raises(ValueError, match="other data"):
             other = {**recorded, "action": 2 * recorded["action"]}
             lewm.train(cfg, other, tmp_path, True, "cpu", pusht.render)
+
+    def test_settings_of_running_may_change_on_the_way(self, tmp_path, recorded, whole_run, pusht):
+        """Catches a run that cannot save more rarely, or plan otherwise, than it began."""
+        cfg, folder, trained = whole_run
+        shutil.copy(folder / "checkpoint.pt", tmp_path)
         other = dataclasses.replace(cfg, checkpoint_minutes=9.0, candidates=77)
         model = lewm.train(other, recorded, tmp_path, True, "cpu", pusht.render)
         assert model.cfg == other and not differing(trained, model)
 
     def test_finished_weights_are_trained_on(self, tmp_path, recorded, whole_run, monkeypatch, pusht):
-        """Catches a training written over, one that begins anew, and one that does not ask the schedule."""
+        """Catches a training that begins anew, and one that does not ask the schedule."""
         cfg, folder, trained = whole_run
         before = contents(folder)
-        with pytest.raises(ValueError, match="checkpoint.pt is there already.*resume"):
-            lewm.train(cfg, recorded, folder, device="cpu", render=pusht.render)
         model, _ = lewm.load_checkpoint(folder / "checkpoint.pt")
         further = dataclasses.replace(cfg, steps=2, lr=1e-4, seed=1)
         monkeypatch.setattr(lewm, "learning_rate", lambda step, cfg: 0.0)
@@ -976,11 +987,12 @@ class TestProposal:
 class TestWorlds:
     def test_a_plan_made_anew_keeps_its_deadline(self):
         """Catches a goal that stays as many blocks away at each plan: it would be put off for ever."""
-        model = dot_model(candidates=4, iterations=1, elites=2, horizon=5, replan=2)
+        model = dot_model(candidates=4, iterations=1, elites=2, horizon=5, replan=2, context=1)
         planner = lewm.Planner(model, [Dot(31, None).render()])
         lewm.play([Dot(0, goal=1000)], planner, budget=20)
         predictions = [len(calls) for calls in model.calls[1:]]     # after the goal: one picture a block
-        assert predictions == [5, 0, 3, 0, 1, 5, 0, 3, 0, 1], "plans of 5 blocks, made anew after 2"
+        blocks = [5 * count / predictions[0] for count in predictions]
+        assert blocks == [5, 0, 3, 0, 1, 5, 0, 3, 0, 1], "plans of 5 blocks, made anew after 2"
         assert planner.plans == 6
 
     @pytest.mark.parametrize("context", [1, 2, 3])
