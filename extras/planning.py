@@ -65,8 +65,8 @@ def rollouts(load, out, pairs, split):
     """Four planners, each with 32 to 1,800 rollouts a plan, and the proposal without a search."""
     problems = pusht.held_out_pairs(pairs, split)
     rows = {"the proposal alone": (problems, PROPOSAL_ALONE)}
-    for start, begin in STARTS.items():
-        for distance, power in DISTANCES.items():
+    for distance, power in DISTANCES.items():
+        for start, begin in STARTS.items():
             for count in SEARCHES:
                 rows[f"{start}, {distance}, {count}"] = (problems, {**begin, **power, **SEARCHES[count]})
     done = measure_all(out / "rollouts.json", rows, load)
