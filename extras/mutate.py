@@ -4,7 +4,8 @@
     python -m extras.mutate --show      # those that no test has noticed
 
 A mutant is noticed if a test fails, first among those of its own units, then among all that are not slow.
-What never ends, or ends the process, counts as noticed. Which places change is drawn with a seed.
+What never ends, or ends the process, counts as noticed. Which places change is drawn with a seed. Needs fork:
+Linux or macOS.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def other_number(node):
 
 def other_call(node):
     """f(a, b) -> f(b, a); x.detach() -> x; f(x, flag=y) -> f(x)."""
-    if isinstance(node, ast.Call) and len(node.args) > 1:
+    if isinstance(node, ast.Call) and len(node.args) > 1 and ast.dump(node.args[0]) != ast.dump(node.args[1]):
         yield "swapped arguments", {"args": [node.args[1], node.args[0], *node.args[2:]]}
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and not node.args:
         yield "dropped call", node.func.value

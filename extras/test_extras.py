@@ -6,11 +6,13 @@
 Tests that read HDF5 or move MuJoCo's arm are skipped where these packages are missing.
 """
 
+import ast
 import dataclasses
 import functools
 import importlib
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -35,7 +37,8 @@ if Path(lewm.__file__) != HERE / "lewm.py":
 
 import probe  # noqa: E402
 import pusht  # noqa: E402
-from extras import authors, compare, dino_wm, models, planning, reacher, speed, tworoom  # noqa: E402
+from extras import (  # noqa: E402
+    authors, compare, dino_wm, models, mutate, planning, reacher, speed, tworoom)  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -567,6 +570,30 @@ class TestSpeed:
         speed.draw_growth(tmp_path / "growth.png", result)
         assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
 
+# ======== Mutants =====================================================================================
+
+class TestMutants:
+    def test_each_differs_from_the_file_in_one_place(self):
+        """Catches a mutant that changes nothing, one that is no Python, and sections that are left out."""
+        source = (HERE / "lewm.py").read_text(encoding="utf-8")
+        places = mutate.places(source)
+        assert {section for _, section, *_ in places} == {*"23456789"} and len(places) > 800
+        plain = ast.unparse(ast.parse(source))
+        for place in places[::40]:
+            changed, before, after = mutate.mutant(source, *place[2:4])
+            compile(changed, "mutant", "exec")
+            assert changed != plain, place
+
+    @pytest.mark.skipif(not hasattr(os, "fork"), reason="mutants run in forked processes")
+    def test_a_mistake_is_noticed_and_the_file_itself_is_right(self, tmp_path):
+        """Catches a search for survivors that finds none because every run fails."""
+        source = (HERE / "lewm.py").read_text(encoding="utf-8")
+        path = tmp_path / "student.py"
+        path.write_text(source, encoding="utf-8")
+        assert not mutate.fails(path, "SIGReg", 120)
+        path.write_text(source.replace("return len(z) * (error", "return (error"), encoding="utf-8")
+        assert mutate.fails(path, "SIGReg", 120)
+
 # ======== Worlds ======================================================================================
 
 class TestOtherWorlds:
@@ -617,7 +644,7 @@ class TestExtrasReadme:
         """Catches a README that promises flags which are not there, in its blocks and in its tables."""
         text = readme() + readme("extras") + (HERE / "extras" / "COURSE.md").read_text(encoding="utf-8")
         commands = re.findall(r"python -m extras\.(\w+) ?([^`#\"\n|;&]*)", text)
-        files = {"authors", "compare", "planning", "reacher", "speed", "tworoom"}
+        files = {"authors", "compare", "mutate", "planning", "reacher", "speed", "tworoom"}
         assert {name for name, _ in commands} == files
         for name, arguments in commands:
             argv = shlex.split(arguments)
