@@ -1920,14 +1920,6 @@ class TestReadme:
         missing = [f"{file}.{name}" for file, name in used if not hasattr(sys.modules[file], name)]
         assert not missing, missing
 
-    def test_every_test_that_it_names_exists(self):
-        """Catches an exercise that sends a student to a test of an earlier version."""
-        here = re.findall(r"def (test_\w+)", Path(__file__).read_text(encoding="utf-8"))
-        named = re.findall(r"`(?:\w+\.)?(test_\w+)[.…]*`", readme())
-        named = [name for name in named if name != "test_lewm"]
-        missing = [name for name in named if not any(test.startswith(name.rstrip("_")) for test in here)]
-        assert not missing, missing
-
 class TestReadmeSlow:
     def test_its_python_runs_as_it_stands(self, tmp_path):
         """Catches an example that needs more than it shows, unless it names the reader's environment."""

@@ -41,6 +41,7 @@ from extras import (  # noqa: E402
     authors, compare, dino_wm, models, mutate, planning, reacher, speed, tworoom)  # noqa: E402
 
 CPU = torch.device("cpu")
+COURSE = (HERE / "extras" / "COURSE.md").read_text(encoding="utf-8")
 
 def small_presets(monkeypatch):
     """Every preset becomes a small one that plans quickly, also with the full search."""
@@ -640,9 +641,17 @@ class TestReacherSlow:
 # ======== README ======================================================================================
 
 class TestExtrasReadme:
+    def test_every_test_that_the_course_names_exists(self):
+        """Catches an exercise that sends a student to a test of an earlier version."""
+        here = (HERE / "test_lewm.py").read_text(encoding="utf-8")
+        named = re.findall(r"`(Test\w+)\.(test_\w+)`", COURSE)
+        assert len(named) > 5
+        for unit, name in named:
+            assert re.search(rf"class {unit}:(?:(?!\nclass ).)*def {name}\(", here, re.S), f"{unit}.{name}"
+
     def test_every_command_exists(self):
         """Catches a README that promises flags which are not there, in its blocks and in its tables."""
-        text = readme() + readme("extras") + (HERE / "extras" / "COURSE.md").read_text(encoding="utf-8")
+        text = readme() + readme("extras") + COURSE
         commands = re.findall(r"python -m extras\.(\w+) ?([^`#\"\n|;&]*)", text)
         files = {"authors", "compare", "mutate", "planning", "reacher", "speed", "tworoom"}
         assert {name for name, _ in commands} == files
