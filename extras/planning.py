@@ -59,16 +59,14 @@ def measure_all(path, rows, load):
 # ======== Success against rollouts a plan =============================================================
 
 STARTS = {"from a proposal": {}, "from nothing": {"use_proposal": False}}
-DISTANCES = {"the paper's distance": {"distance_power": 0.0}, "distance with p = 1": {"distance_power": 1.0}}
 
 def rollouts(load, out, pairs, split):
-    """Four planners, each with 32 to 1,800 rollouts a plan, and the proposal without a search."""
+    """Search from a proposal and from nothing with 32 to 1,800 rollouts a plan, and the proposal alone."""
     problems = pusht.held_out_pairs(pairs, split)
     rows = {"the proposal alone": (problems, PROPOSAL_ALONE)}
-    for distance, power in DISTANCES.items():
-        for start, begin in STARTS.items():
-            for count in SEARCHES:
-                rows[f"{start}, {distance}, {count}"] = (problems, {**begin, **power, **SEARCHES[count]})
+    for start, begin in STARTS.items():
+        for count in SEARCHES:
+            rows[f"{start}, {count}"] = (problems, {**begin, **SEARCHES[count]})
     done = measure_all(out / "rollouts.json", rows, load)
     lewm.draw(draw_rollouts, out / "rollouts.png", done)
 
@@ -80,17 +78,16 @@ def draw_rollouts(path, rows):
     axis.axhline(alone["success"], color="tab:orange", label="the proposal alone, no search")
     axis.axhspan(*alone["interval"], color="tab:orange", alpha=0.1, linewidth=0)
     for start, colour in zip(STARTS, ("tab:blue", "tab:red")):
-        for distance, style in zip(DISTANCES, ("-", "--")):
-            line = [rows[f"{start}, {distance}, {count}"] for count in SEARCHES]
-            axis.plot([*SEARCHES], [row["success"] for row in line], style, marker="o", color=colour,
-                      label=f"search {start}, {distance}")
-            low, high = zip(*[row["interval"] for row in line])
-            axis.fill_between([*SEARCHES], low, high, color=colour, alpha=0.1, linewidth=0)
+        line = [rows[f"{start}, {count}"] for count in SEARCHES]
+        success = [row["success"] for row in line]
+        low, high = zip(*[row["interval"] for row in line])
+        axis.plot([*SEARCHES], success, marker="o", color=colour, label=f"search {start}")
+        axis.fill_between([*SEARCHES], low, high, color=colour, alpha=0.1, linewidth=0)
     axis.set(xscale="log", ylim=(0, 1), xlabel="imagined plans for each plan that is played",
              ylabel=f"success in {len(alone['won'])} held-out pairs")
     axis.set_xticks([*SEARCHES], [f"{count:,}" for count in SEARCHES])
     axis.minorticks_off()
-    axis.legend(fontsize=8, loc="lower right")
+    axis.legend(loc="lower right")
     figure.savefig(path, dpi=110)
 
 # ======== More than imitation? ========================================================================
