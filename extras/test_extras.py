@@ -460,7 +460,7 @@ class TestCompare:
         monkeypatch.setattr(compare, "trial", trial)
         rows = compare.ablations(tmp_path, "cpu", pairs=2)
         assert list(seen) == list(rows) and len(rows) == 2 * len(compare.ABLATIONS) == 20
-        assert len({str(row) for row in seen.values()}) == 22
+        assert len({str(row) for row in seen.values()}) == 20
         assert len({id(setting) for setting, _, _ in seen.values()}) == 1
         default = vars(lewm.Config.preset("nano"))
         for name, (_, kind, cfg) in seen.items():
