@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from test_lewm import (  # noqa: E402, F401   `recorded` is a fixture
     HERE, ONE_LINE, awake, counting_data, differing, imports_of, lewm, noise, random_pictures, readme,
-    recorded, stops, tiny, tiny_model, with_nan)
+    recorded, run_python, stops, tiny, tiny_model, with_nan)
 
 if Path(lewm.__file__) != HERE / "lewm.py":
     pytest.skip("extras/ goes with the project's own lewm.py", allow_module_level=True)
@@ -589,11 +589,13 @@ class TestMutants:
     def test_a_mistake_is_noticed_and_the_file_itself_is_right(self, tmp_path):
         """Catches a search for survivors that finds none because every run fails."""
         source = (HERE / "lewm.py").read_text(encoding="utf-8")
-        path = tmp_path / "student.py"
-        path.write_text(source, encoding="utf-8")
-        assert not mutate.fails(path, "SIGReg", 120)
-        path.write_text(source.replace("return len(z) * (error", "return (error"), encoding="utf-8")
-        assert mutate.fails(path, "SIGReg", 120)
+        wrong = source.replace("return len(z) * (error", "return (error")
+        (tmp_path / "right.py").write_text(source, encoding="utf-8")
+        (tmp_path / "wrong.py").write_text(wrong, encoding="utf-8")
+        for name, expected in (("right", "False"), ("wrong", "True")):     # a process without threads can fork
+            call = f"print(mutate.fails({str(tmp_path / name)!r} + '.py', 'SIGReg', 300))"
+            run = run_python("-c", f"from extras import mutate; {call}", cwd=HERE, OMP_NUM_THREADS="1")
+            assert run.stdout.split()[-1:] == [expected], run.stderr
 
 # ======== Worlds ======================================================================================
 
