@@ -1416,6 +1416,7 @@ class TestPushTStorage:
 
     @pytest.mark.parametrize("name, words", [
         ("broken.npz", "damaged"), ("code.npz", "damaged"), ("poor.npz", "lacks ep_len"),
+        ("words.npz", "no column of numbers"), ("number.npz", "no column of numbers"),
         ("none", "make some"), ("absolute.npz", r"actions up to \d{3}.*\(target - agent\) / 100")])
     def test_a_file_that_is_no_data_set_is_refused(self, name, words, tmp_path, recorded, pusht):
         """Catches a lost column, files that would run code, and places up to 512 in the place of actions."""
@@ -1423,6 +1424,8 @@ class TestPushTStorage:
         absolute = recorded["state"][:, :2] + 100 * recorded["action"]
         columns = {"poor.npz": dict(action=np.zeros((5, 2))), "broken.npz": recorded,
                    "code.npz": dict(action=objects, ep_len=np.array([1]), state=np.zeros((1, 7))),
+                   "words.npz": {**recorded, "action": np.array(["up"])},
+                   "number.npz": {**recorded, "ep_len": np.int64(9)},
                    "absolute.npz": {**recorded, "action": absolute}}
         if name in columns:
             np.savez(tmp_path / name, **columns[name])
