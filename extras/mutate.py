@@ -25,7 +25,7 @@ import numpy  # noqa: F401   imported once here, so that the forked processes ne
 import pytest
 import torch
 
-import lewm
+from extras.compare import written
 
 HERE = Path(__file__).parents[1]
 UNITS = {                                       # which tests go with a section of lewm.py
@@ -174,8 +174,7 @@ def main(argv):
         if key not in done:
             with tempfile.TemporaryDirectory() as folder:
                 done[key] = judge(source, place, folder)
-            with lewm.replacing(given.out) as partial:
-                partial.write_text(json.dumps(done, indent=1), encoding="utf-8")
+            written(given.out, done)
     noticed = sum(bool(row["noticed"]) for row in done.values())
     for row in sorted(done.values(), key=lambda row: row["line"]):
         if not row["noticed"]:

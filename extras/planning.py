@@ -30,14 +30,18 @@ SEARCHES = {                                            # by the number of rollo
     384: {"candidates": 64, "iterations": 6, "elites": 8},
     1800: {"candidates": 150, "iterations": 12, "elites": 15}}
 
+def planned(model, starts, goals, budget):
+    """Plan and play -> the states (k,7) of each episode, and the planner."""
+    planner = lewm.Planner(model, pusht.pictures(goals, model.cfg.image_size))
+    environments = pusht.environments(starts, goals, model.cfg.image_size)
+    return lewm.play(environments, planner, budget)[0], planner
+
 def measure(model, pairs, **changes):
     """Plan on pairs with some settings of the planner changed -> one row of numbers."""
     model.cfg = dataclasses.replace(model.cfg, **changes)
     starts, goals, _ = pairs
-    planner = lewm.Planner(model, pusht.pictures(goals, model.cfg.image_size))
     began = time.monotonic()
-    environments = pusht.environments(starts, goals, model.cfg.image_size)
-    histories, _ = lewm.play(environments, planner, model.cfg.budget)
+    histories, planner = planned(model, starts, goals, model.cfg.budget)
     row = {"seconds_per_plan": (time.monotonic() - began) / planner.plans, **pusht.score(histories, goals)}
     return {**row, "interval": lewm.wilson(sum(row["won"]), len(starts)), "settings": changes}
 
@@ -124,11 +128,7 @@ def walk(start, actions):
 def played(load, pairs, split, steps=25):
     """The goal is where the planner itself is after 25 env steps, on its way to another pair's goal."""
     starts, goals, actions = pusht.held_out_pairs(2 * pairs, split)
-    model = load()
-    goals = np.roll(goals, 1, axis=0)
-    planner = lewm.Planner(model, pusht.pictures(goals, model.cfg.image_size))
-    environments = pusht.environments(starts, goals, model.cfg.image_size)
-    histories, _ = lewm.play(environments, planner, steps)
+    histories, _ = planned(load(), starts, np.roll(goals, 1, axis=0), steps)
     ends = np.stack([states[-1] for states in histories])
     kept = [not pusht.success(start, end) for start, end in zip(starts, ends)]
     return starts[kept][:pairs], ends[kept][:pairs], actions[kept][:pairs]
