@@ -802,7 +802,8 @@ class TestTrainingSlow:
     def test_a_compiled_run_equals_one_that_is_not(self, monkeypatch):
         """Catches a compiled step that is another function, and a setting that compiles nothing."""
         # the backend leaves out what takes minutes: to generate code
-        compiler = mock.Mock(side_effect=functools.partial(torch.compile, backend="aot_eager"))
+        compile_ = torch.compile
+        compiler = mock.Mock(side_effect=lambda f, **_: compile_(f, backend="aot_eager"))
         monkeypatch.setattr(torch, "compile", compiler)
         small = dict(**COUNTING, dropout=0.0, encoder_depth=1, predictor_depth=1, steps=2)
         cfgs = [tiny(compile=on, **small) for on in (True, False)]
