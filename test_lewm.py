@@ -1226,6 +1226,7 @@ class TestCommandLine:
         ("--eval a.pt --data b.npz", "--data goes with --train"), ("--train --bogus 1", "--bogus"),
         ("--train --preset smoke --goal_distance 200 --horizon 9", "distance <= 150"),
         ("--train --goal_distance 80", "horizon 16 > proposal_horizon 15"),
+        ("--train --goal 99,99,256,300,45", "--goal with --eval"), ("--eval a.pt --start 1", "--start goes with"),
         ("--train --action_dim 3", "action_dim is 3")])
     def test_what_is_impossible_is_refused(self, argv, words):
         """Catches silent clipping, ignored flags and tracebacks."""
@@ -1284,6 +1285,19 @@ class TestCommandLine:
         (model, world, pairs), = seen
         assert {name: getattr(model.cfg, name) for name in expected} == expected
         assert world is pusht and pairs[2].shape == (2, model.cfg.goal_distance, 2)
+
+    def test_a_goal_of_your_own_is_planned_for_once(self, capsys):
+        """Catches a goal in radians, a start that is ignored, and a plan too short for a goal far away."""
+        small = dict(candidates=4, elites=2, iterations=1, proposal_steps=1, proposal_horizon=6)
+        lewm.save_checkpoint("c.pt", tiny_model(**small))
+        at = ["--start", "400,380,256,300,45", "--goal", "410,380,256,300,60"]          # reached already
+        lewm.main(["--eval", "c.pt", *at, "--device", "cpu", "--out", "out"])
+        result = json.loads(Path("out/result.json").read_text())
+        assert capsys.readouterr().out.startswith("reached: agent")
+        assert list(result["policies"]) == ["LeWM + CEM", "random actions", "doing nothing"]
+        assert (result["config"]["horizon"], result["config"]["budget"]) == (6, 60)
+        assert result["policies"]["doing nothing"]["final_turn_deg"] == pytest.approx(15, abs=0.1)
+        assert Path("out/plan.gif").is_file()
 
     def test_numbers_are_written_where_no_picture_can_be_drawn(self, monkeypatch, capsys, pusht):
         """Catches an hour of planning that is lost with its picture."""
@@ -1671,6 +1685,17 @@ class TestPushTSlow:
         assert ended.returncode != 0 and 'if __name__ == "__main__":' in last_line, ended.stderr
 
 class TestPushTProblems:
+    def test_a_pair_of_your_own_is_a_state_that_can_be(self, pusht):
+        """Catches degrees taken for radians, and an agent inside the T."""
+        starts, goals, actions = pusht.own_pair("300, 200, 256, 300, -90", "400,380,230,260,45")
+        assert np.allclose(goals, [[300, 200, 256, 300, 1.5 * np.pi, 0, 0]])
+        assert np.allclose(starts, [[400, 380, 230, 260, np.pi / 4, 0, 0]]) and actions.shape == (1, 0, 2)
+        assert pusht.clear(pusht.own_pair("300,200,256,300,45")[0]).all()
+        for text, words in {"1,2": "is not x,y", "a,b,c,d,e": "is not x,y", "256,330,256,300,0": "on the T",
+                            "600,1,256,300,0": "between 0 and 512", "9,9,256,300,nan": "not 7 finite"}.items():
+            with pytest.raises(ValueError, match=words):
+                pusht.own_pair(text)
+
     def test_held_out_pairs_are_unsolved_and_replaying_their_actions_solves_them(self, pusht):
         """Catches pairs that are won by doing nothing, and starts and goals from different episodes."""
         starts, goals, actions = pusht.held_out_pairs(20, "dev", seed=3)

@@ -19,10 +19,12 @@ import shutil
 import sys
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,7 +40,7 @@ if Path(lewm.__file__) != HERE / "lewm.py":
 import probe  # noqa: E402
 import pusht  # noqa: E402
 from extras import (  # noqa: E402
-    authors, compare, dino_wm, models, mutate, planning, reacher, speed, tworoom)  # noqa: E402
+    authors, compare, dino_wm, models, mutate, planning, play, reacher, speed, tworoom)  # noqa: E402
 
 CPU = torch.device("cpu")
 COURSE = (HERE / "extras" / "COURSE.md").read_text(encoding="utf-8")
@@ -597,6 +599,45 @@ class TestMutants:
             run = run_python("-c", f"from extras import mutate; {call}", cwd=HERE, OMP_NUM_THREADS="1")
             assert run.stdout.split()[-1:] == [expected], run.stderr
 
+# ======== Play ========================================================================================
+
+class TestPlay:
+    def test_a_goal_is_dragged_turned_and_planned_for(self, monkeypatch):
+        """Catches pixels of the window taken for those of the board, a drag of the wrong part, and no plan."""
+        figure = Figure(figsize=(4, 2))
+        model = tiny_model(candidates=4, elites=2, iterations=1, horizon=1)
+        board = play.Board(model, figure)
+        canvas = figure.canvas
+        monkeypatch.setattr(canvas, "start_event_loop", lambda seconds: None)
+        monkeypatch.setattr(canvas, "flush_events", lambda: None)
+
+        def event(x, y, step=0):
+            place = (x * play.SIZE / pusht.BOARD, y * play.SIZE / pusht.BOARD)
+            return mock.Mock(inaxes=board.axes[0], xdata=place[0], ydata=place[1], step=step)
+
+        start = board.state
+        board.goal = np.array([100.0, 100, 256, 256, 0, 0, 0])
+        board.press(event(105, 95))
+        board.move(event(60, 400))
+        assert np.allclose(board.goal, [60, 400, 256, 256, 0, 0, 0])
+        board.turn(event(9, 9, step=-1))
+        assert board.goal[4] == pytest.approx(np.radians(350))
+        board.release(event(0, 0))
+        assert board.axes[1].get_title().startswith("not reached: agent") and (board.state != start).any()
+        board.press(event(300, 300))
+        board.move(event(60, 390))
+        moved = board.state
+        board.release(event(60, 390))
+        assert np.allclose(board.goal[:4], [60, 400, 60, 390]) and board.state is moved
+        assert "on the T" in board.axes[1].get_title()
+
+    def test_where_no_window_can_be_opened_it_says_what_to_do_instead(self, monkeypatch, tmp_path):
+        """Catches a program that waits without a window, or ends without a word."""
+        monkeypatch.setenv("MPLBACKEND", "agg")
+        lewm.save_checkpoint(tmp_path / "c.pt", tiny_model())
+        with pytest.raises(ValueError, match="no window can be opened here; python lewm.py --eval .*--goal"):
+            play.main([str(tmp_path / "c.pt")])
+
 # ======== Worlds ======================================================================================
 
 class TestOtherWorlds:
@@ -655,7 +696,7 @@ class TestExtrasReadme:
         """Catches a README that promises flags which are not there, in its blocks and in its tables."""
         text = readme() + readme("extras") + COURSE
         commands = re.findall(r"python -m extras\.(\w+) ?([^`#\"\n|;&]*)", text)
-        files = {"authors", "compare", "mutate", "planning", "reacher", "speed", "tworoom"}
+        files = {"authors", "compare", "mutate", "planning", "play", "reacher", "speed", "tworoom"}
         assert {name for name, _ in commands} == files
         for name, arguments in commands:
             argv = shlex.split(arguments)
