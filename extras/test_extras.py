@@ -40,7 +40,7 @@ if Path(lewm.__file__) != HERE / "lewm.py":
 import probe  # noqa: E402
 import pusht  # noqa: E402
 from extras import (  # noqa: E402
-    authors, compare, dino_wm, models, mutate, planning, play, reacher, speed, tworoom)  # noqa: E402
+    authors, compare, dino_wm, models, mutate, planning, play, reacher, speed, torchworld, tworoom)  # noqa: E402
 
 CPU = torch.device("cpu")
 COURSE = (HERE / "extras" / "COURSE.md").read_text(encoding="utf-8")
@@ -573,6 +573,18 @@ class TestSpeed:
         speed.draw_growth(tmp_path / "growth.png", result)
         assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
 
+class TestTorchWorld:
+    def test_both_do_the_same_work_at_the_papers_sizes(self):
+        """Catches sizes that are not passed on, and a plan or a step that one of the two does not make."""
+        pytest.importorskip("torch_world.models", reason="torch-world is optional")
+        models = torchworld.models(lewm.Config.preset("paper"))
+        ours, theirs = (sum(p.numel() for p in model.parameters()) for model in models)
+        assert abs(ours / theirs - 1) < 0.01
+        cfg = tiny(encoder_width=24, embed_dim=24, iterations=1)
+        for what, functions in torchworld.works(cfg).items():
+            seconds, (ours, theirs) = torchworld.take_turns(functions, 2)
+            assert 0.8 < ours / theirs < 1.05 and (seconds > 0).all(), what
+
 # ======== Mutants =====================================================================================
 
 class TestMutants:
@@ -696,7 +708,7 @@ class TestExtrasReadme:
         """Catches a README that promises flags which are not there, in its blocks and in its tables."""
         text = readme() + readme("extras") + COURSE
         commands = re.findall(r"python -m extras\.(\w+) ?([^`#\"\n|;&]*)", text)
-        files = {"authors", "compare", "mutate", "planning", "play", "reacher", "speed", "tworoom"}
+        files = {"authors", "compare", "mutate", "planning", "play", "reacher", "speed", "torchworld", "tworoom"}
         assert {name for name, _ in commands} == files
         for name, arguments in commands:
             argv = shlex.split(arguments)
