@@ -658,10 +658,12 @@ class TestOtherWorlds:
         preset = lewm.Config.preset
         monkeypatch.setattr(
             lewm.Config, "preset", lambda name, **changes: preset(name, **{**changes, "proposal_steps": 2}))
+        monkeypatch.setattr(lewm, "FULL_SEARCH", {"use_proposal": False, "iterations": 1})
         won = tworoom.main(walks=20, steps=2, pairs=3)
-        assert list(won) == ["LeWM + CEM", "random actions", "doing nothing", "recorded actions"]
+        planners = ["LeWM + CEM", "proposal alone", "search alone"]
+        assert list(won) == [*planners, "random actions", "doing nothing", "recorded actions"]
         assert won["recorded actions"].tolist() == [True] * 3 and not won["doing nothing"].any()
-        assert capsys.readouterr().out.count("95 % interval") == 4
+        assert capsys.readouterr().out.count("95 % interval") == 6
 
     def test_the_dot_goes_through_the_door_and_not_through_the_wall(self):
         """Catches a wall that lets the dot through, and a door that does not."""

@@ -7,6 +7,7 @@ A `render` function draws states batch by batch on the training device, so no pi
 """
 
 import argparse
+import dataclasses
 import sys
 
 import numpy as np
@@ -77,34 +78,40 @@ def record(walks, steps, seed):
         xy = move(xy, action)
     return np.stack(places, axis=1), np.stack(actions, axis=1)
 
-def trained(walks, steps, embed_dim=2):
+def trained(walks, steps, embed_dim=2, seed=0):
     """Record walks of 50 env steps and train on them -> LeWM. Two dimensions, as this world has no more."""
-    places, actions = record(walks, 50, seed=0)
+    places, actions = record(walks, 50, seed)
     data = {
         "state": np.float32(places).reshape(-1, 2),
         "action": np.float32(actions).reshape(-1, 2),
         "ep_len": np.full(walks, 50),
         "ep_offset": 50 * np.arange(walks)}
-    cfg = lewm.Config.preset("smoke", first_lesson_share=0.0, embed_dim=embed_dim, frame_skip=2,
+    cfg = lewm.Config.preset("smoke", first_lesson_share=0.0, embed_dim=embed_dim, frame_skip=2, seed=seed,
                              batch_size=64, steps=steps, lr=1e-3, proposal_steps=1500)
     return lewm.train(cfg, data, render=draw)
 
-def main(walks=2000, steps=1200, pairs=100, embed_dim=2):
+def main(walks=2000, steps=1200, pairs=100, embed_dim=2, seed=0):
     """Train, and plan for held-out pairs of start and goal in different rooms -> {policy: bool (pairs,)}."""
-    model = trained(walks, steps, embed_dim)
-    places, actions = record(20 * pairs, 30, seed=1)                    # held out
+    model = trained(walks, steps, embed_dim, seed)
+    places, actions = record(20 * pairs, 30, seed=1_000_000)            # held out
     far = abs(places[:, 19, 0] - places[:, 29, 0]) > 0.4                # a room is 0.37 wide
     starts = places[far, 19][:pairs]
     goals = places[far, 29][:pairs]
     recorded = actions[far, 19:29][:pairs]
     random = np.random.default_rng(2).uniform(-1, 1, (pairs, 20, 2))
+    cfg = model.cfg
     policies = {
-        "LeWM + CEM": lewm.Planner(model, pictures(goals)),
+        "LeWM + CEM": cfg,
+        "proposal alone": dataclasses.replace(cfg, iterations=0),
+        "search alone": dataclasses.replace(cfg, **lewm.FULL_SEARCH),
         "random actions": lambda running, _: random[running],
         "doing nothing": lambda running, _: 0 * random[running],
         "recorded actions": lambda running, _: recorded[running]}
     won = {}
     for name, policy in policies.items():
+        if isinstance(policy, lewm.Config):
+            model.cfg = policy
+            policy = lewm.Planner(model, pictures(goals))
         environments = [TwoRoom(start, goal) for start, goal in zip(starts, goals)]
         _, won[name] = lewm.play(environments, policy, budget=20)
         low, high = lewm.wilson(won[name].sum(), len(starts))
@@ -117,6 +124,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=1200, help="optimizer steps; default: 1200")
     parser.add_argument("--pairs", type=int, default=100, help="starts and goals to plan for; default: 100")
     parser.add_argument("--embed_dim", type=int, default=2, help="width of an embedding; default: 2")
+    parser.add_argument("--seed", type=int, default=0, help="of walks and training, below 1000000; default: 0")
     try:
         main(**vars(parser.parse_args()))
     except (ValueError, OSError) as error:
