@@ -1050,6 +1050,27 @@ class TestWorlds:
         with pytest.raises(ValueError, match="plays once"):
             lewm.play([Dot(0, goal=1000)], planner, budget=2)
 
+    def test_pictures_of_other_kinds_are_the_same_or_refused(self):
+        """Catches Gymnasium's None and lists of frames, and an environment that draws into one buffer."""
+        model = dot_model()
+        first, second = (Dot(place, None).render() for place in (3, 20))
+        z = lewm.Planner(model, [first, second]).z_goal
+        frozen = first.copy()
+        frozen.flags.writeable = False
+        buffer = np.zeros_like(first)
+
+        def drawn(picture):
+            buffer[:] = picture
+            return buffer
+
+        for same in ([torch.tensor(first.copy()), second], [frozen, second], map(drawn, [first, second])):
+            planner = lewm.Planner(model, [first, second])
+            assert torch.equal(planner.encode(same), z)
+        for wrong, words in ((None, "NoneType of shape .*rgb_array"), ([first], "list of shape .*rgb_array"),
+                             (first / 255.0, "float64, not uint8"), (first[..., 0], "not .height, width, 3")):
+            with pytest.raises(ValueError, match=words):
+                lewm.Planner(model, [wrong])
+
     @pytest.mark.parametrize("shape", [(2, 0, 1), (1, 1, 1), (2, 1)])
     def test_a_policy_without_an_action_for_each_episode_is_refused(self, shape):
         """Catches a play that never ends, and an episode that stands still without a word."""
