@@ -93,7 +93,7 @@ def trained(arm, episodes, steps, out=None):
         "action": np.float32(actions).reshape(-1, 2),
         "ep_len": np.full(episodes, LENGTH),
         "ep_offset": LENGTH * np.arange(episodes)}
-    cfg = lewm.Config.preset("nano", first_lesson_share=0.0, embed_dim=8, steps=steps, lr=1e-3,
+    cfg = lewm.Config.preset("nano", first_lesson_share=0.0, patch_size=32, embed_dim=8, steps=steps, lr=1e-3,
                              proposal_steps=0, candidates=100, iterations=8, elites=15)
     return lewm.train(cfg, data, out=out, resume=True)
 

@@ -87,7 +87,7 @@ def trained(walks, steps, embed_dim=2, seed=0):
         "ep_len": np.full(walks, 50),
         "ep_offset": 50 * np.arange(walks)}
     cfg = lewm.Config.preset("smoke", first_lesson_share=0.0, embed_dim=embed_dim, frame_skip=2, seed=seed,
-                             batch_size=64, steps=steps, lr=1e-3, proposal_steps=1500)
+                             patch_size=32, batch_size=64, steps=steps, lr=1e-3, proposal_steps=1500)
     return lewm.train(cfg, data, render=draw)
 
 def main(walks=2000, steps=1200, pairs=100, embed_dim=2, seed=0):
@@ -124,7 +124,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=1200, help="optimizer steps; default: 1200")
     parser.add_argument("--pairs", type=int, default=100, help="starts and goals to plan for; default: 100")
     parser.add_argument("--embed_dim", type=int, default=2, help="width of an embedding; default: 2")
-    parser.add_argument("--seed", type=int, default=0, help="of walks and training, below 1000000; default: 0")
+    parser.add_argument("--seed", type=int, default=0, help="of walks and of training; default: 0")
     try:
         main(**vars(parser.parse_args()))
     except (ValueError, OSError) as error:
