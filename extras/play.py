@@ -2,9 +2,9 @@
 
     python -m extras.play assets/nano.pt
 
-On the left is the goal: drag its agent or its T, and turn the T with the mouse wheel. When you let go, a plan is
-made and played on the right, from where the last one ended, for as many env steps as the proposal can plan
-ahead. `python lewm.py --eval assets/nano.pt --goal ...` does the same without a screen, and leaves a GIF.
+On the left is the goal: drag its agent or its T, and turn the T with the mouse wheel. When you let go, a plan
+is made and played on the right, from where the last one ended, for twice as many env steps as the proposal
+can plan. `python lewm.py --eval assets/nano.pt --goal ...` does the same without a screen, and leaves a GIF.
 """
 
 import argparse

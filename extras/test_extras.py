@@ -40,7 +40,8 @@ if Path(lewm.__file__) != HERE / "lewm.py":
 import probe  # noqa: E402
 import pusht  # noqa: E402
 from extras import (  # noqa: E402
-    authors, compare, dino_wm, models, mutate, planning, play, reacher, speed, torchworld, tworoom)  # noqa: E402
+    authors, compare, dino_wm, models, mutate, planning, play, reacher, speed, torchworld,  # noqa: E402
+    tworoom)
 
 CPU = torch.device("cpu")
 COURSE = (HERE / "extras" / "COURSE.md").read_text(encoding="utf-8")
@@ -606,7 +607,7 @@ class TestMutants:
         wrong = source.replace("return len(z) * (error", "return (error")
         (tmp_path / "right.py").write_text(source, encoding="utf-8")
         (tmp_path / "wrong.py").write_text(wrong, encoding="utf-8")
-        for name, expected in (("right", "False"), ("wrong", "True")):     # a process without threads can fork
+        for name, expected in (("right", "False"), ("wrong", "True")):    # a process without threads can fork
             call = f"print(mutate.fails({str(tmp_path / name)!r} + '.py', 'SIGReg', 300))"
             run = run_python("-c", f"from extras import mutate; {call}", cwd=HERE, OMP_NUM_THREADS="1")
             assert run.stdout.split()[-1:] == [expected], run.stderr
@@ -615,7 +616,7 @@ class TestMutants:
 
 class TestPlay:
     def test_a_goal_is_dragged_turned_and_planned_for(self, monkeypatch):
-        """Catches pixels of the window taken for those of the board, a drag of the wrong part, and no plan."""
+        """Catches pixels of the window for those of the board, a drag of the wrong part, and no plan."""
         figure = Figure(figsize=(4, 2))
         model = tiny_model(candidates=4, elites=2, iterations=1, horizon=1)
         board = play.Board(model, figure)
@@ -672,28 +673,59 @@ class TestOtherWorlds:
             xy = tworoom.move(xy, np.array([[1.0, 0], [1.0, 0]]))
         assert xy[0, 0] > 0.6 and xy[1, 0] < 0.5
 
-    def test_the_arm_is_at_its_goal_when_both_joints_are_on_the_circle(self):
-        """Catches a mean of both joints, and an angle that breaks at pi."""
-        goal = np.array([3.1, 0.0])
-        angles = np.array([[-3.1, 0.1], [3.1, 0.2], [3.0, -0.1]])
-        assert np.allclose(reacher.turn(angles, goal), [0.1, 0.2, 0.1])
-
     @pytest.mark.parametrize("name", ["tworoom", "reacher"])
     def test_a_world_needs_nothing_but_lewm(self, name):
         """Catches an example that cannot be copied beside lewm.py."""
         ours = {path.stem for path in HERE.glob("*.py")} | {"extras"}
         assert imports_of(HERE / f"extras/{name}.py") & ours == {"lewm"}
 
+@pytest.fixture(scope="module")
+def arm():
+    try:
+        shared = reacher.make_arm()
+    except Exception as error:
+        pytest.skip(f"no MuJoCo, or nothing can be drawn here: {error}")
+    return shared
+
 class TestReacherSlow:
-    def test_it_is_recorded_trained_and_planned_in(self, tmp_path):
-        """Catches an environment that starts elsewhere than its episode, and a world that is drawn of another
-        one's state."""
-        try:
-            reacher.make_arm().render()
-        except Exception as error:
-            pytest.skip(f"no MuJoCo, or nothing can be drawn here: {error}")
+    def test_it_is_recorded_trained_and_planned_in(self, arm, tmp_path, monkeypatch, capsys):
+        """Catches an environment that starts elsewhere than its episode, pairs that doing nothing solves, and
+        rows of other planners than they say."""
+        preset = lewm.Config.preset
+        monkeypatch.setitem(lewm.FULL_SEARCH, "iterations", 1)
+        monkeypatch.setattr(
+            lewm.Config, "preset", lambda name, **changes: preset(name, **{**changes, "proposal_steps": 2}))
         won = reacher.main(episodes=4, steps=2, pairs=2, out=tmp_path)
-        assert len(won) == 5 and won["recorded torques"].all() and not won["no torque"].all()
+        assert len(won) == 7 and won["recorded torques"].tolist() == [True] * 2 and not won["no torque"].any()
+        assert capsys.readouterr().out.count("0.15 rad") == 7
+
+    def test_it_is_reached_at_any_moment_when_both_joints_are_near_and_not_a_turn_away(self, arm):
+        """Catches one joint that is enough, an angle that wraps, and a look at the end of a block alone."""
+        still = np.zeros(10)
+        for off, expected in (([0.04, -0.04], True), ([0.04, 0.06], False), ([2 * np.pi, 0], False)):
+            env = reacher.Reacher(arm, [1.0, 0.5, 0, 0], np.add([1.0, 0.5], off))
+            nearest, _, reached, _, _ = env.step(still)
+            assert reached == expected and abs(nearest - np.abs(off).max()) < 1e-3
+        env = reacher.Reacher(arm, np.zeros(4), np.zeros(2))
+        _, _, reached, _, _ = env.step(np.full(10, 0.2))
+        assert reached and abs(env.data.qpos).max() > 0.05          # it has left again
+
+    def test_a_torque_lasts_two_time_steps_and_is_no_larger_than_1(self, arm):
+        """Catches another time step or control rate than the authors', and torques that nothing limits."""
+        ends = []
+        for torque in (1.0, 9.0):
+            env = reacher.Reacher(arm, np.zeros(4), np.zeros(2))
+            env.step(np.full(10, torque))
+            ends.append(env.data.qpos.copy())
+        assert np.array_equal(*ends) and math.isclose(env.data.time, 5 * 0.04)
+
+    def test_the_picture_shows_a_turn_of_less_than_a_pixel_and_not_the_goal(self, arm):
+        """Catches hard edges: 0.05 rad of the wrist move the finger by half a pixel. And a goal in view."""
+        first = reacher.Reacher(arm, [1.0, 0.5, 0, 0], np.zeros(2)).render()
+        again = reacher.Reacher(arm, [1.0, 0.5, 0, 0], np.ones(2)).render()
+        turned = reacher.Reacher(arm, [1.0, 0.53, 0, 0], np.zeros(2)).render()
+        assert first.shape == (64, 64, 3) and np.array_equal(first, again)
+        assert (first != turned).any()
 
 # ======== README ======================================================================================
 
@@ -710,8 +742,8 @@ class TestExtrasReadme:
         """Catches a README that promises flags which are not there, in its blocks and in its tables."""
         text = readme() + readme("extras") + COURSE
         commands = re.findall(r"python -m extras\.(\w+) ?([^`#\"\n|;&]*)", text)
-        files = {"authors", "compare", "mutate", "planning", "play", "reacher", "speed", "torchworld", "tworoom"}
-        assert {name for name, _ in commands} == files
+        files = "authors compare mutate planning play reacher speed torchworld tworoom"
+        assert {name for name, _ in commands} == set(files.split())
         for name, arguments in commands:
             argv = shlex.split(arguments)
             module = importlib.import_module(f"extras.{name}")
