@@ -226,7 +226,8 @@ class TestPredictor:
         """Catches a gate that starts open."""
         x = noise(2, 3, 24)
         layers = [part for part in tiny_model().modules() if isinstance(part, lewm.PredictorLayer)]
-        assert layers and all(torch.equal(layer(x, noise(2, 3, 24, seed=1)), x) for layer in layers)
+        same = layers and all(torch.equal(layer(x, noise(2, 3, 24, seed=1)), x) for layer in layers)
+        assert same, "a new layer changes its input: is a gate missing, or not 0 at first?"
 
     @pytest.mark.parametrize("changed", ["frame", "action"])
     @pytest.mark.parametrize("k", [0, 1, 2])
