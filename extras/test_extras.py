@@ -40,8 +40,8 @@ if Path(lewm.__file__) != HERE / "lewm.py":
 import probe  # noqa: E402
 import pusht  # noqa: E402
 from extras import (  # noqa: E402
-    authors, compare, dino_wm, models, mutate, planning, play, reacher, speed, torchworld,  # noqa: E402
-    tworoom)
+    authors, compare, cube, dino_wm, models, mutate, planning, play, reacher, speed,  # noqa: E402
+    torchworld, tworoom)
 
 CPU = torch.device("cpu")
 COURSE = (HERE / "extras" / "COURSE.md").read_text(encoding="utf-8")
@@ -673,7 +673,7 @@ class TestOtherWorlds:
             xy = tworoom.move(xy, np.array([[1.0, 0], [1.0, 0]]))
         assert xy[0, 0] > 0.6 and xy[1, 0] < 0.5
 
-    @pytest.mark.parametrize("name", ["tworoom", "reacher"])
+    @pytest.mark.parametrize("name", ["tworoom", "reacher", "cube"])
     def test_a_world_needs_nothing_but_lewm(self, name):
         """Catches an example that cannot be copied beside lewm.py."""
         ours = {path.stem for path in HERE.glob("*.py")} | {"extras"}
@@ -727,6 +727,39 @@ class TestReacherSlow:
         assert first.shape == (64, 64, 3) and np.array_equal(first, again)
         assert (first != turned).any()
 
+class TestCubeSlow:
+    @pytest.fixture(scope="class")
+    def arm(self):
+        try:
+            arm = cube.make_arm()
+            cube.picture(arm)
+        except Exception as error:
+            pytest.skip(f"no OGBench, or nothing can be drawn here: {error}")
+        return arm
+
+    def test_a_replay_is_exact_and_the_cube_is_seen_where_it_is(self, arm):
+        """Catches a start that is not quite its episode's, a picture of another state, and swapped views."""
+        pixels, states, actions = cube.record(arm, 2, seed=5)
+        world = cube.Cube(arm, states[40], goal=np.full(3, np.inf))
+        for row in range(40, 60):
+            assert np.array_equal(world.state, states[row]) and np.array_equal(world.render(), pixels[row])
+            world.step(actions[row])
+        red = 1.0 * (pixels[..., 0] > 80)
+        rows, columns = np.mgrid[:64, :64]
+        x, y, z = states[:, cube.CUBE].T
+        for view, row in ((slice(0, 32), 15.5 + 78 * (x - 0.425)), (slice(32, 64), 47.5 - 78 * (z - 0.19))):
+            seen = red[:, view] / red[:, view].sum((1, 2), keepdims=True)
+            assert abs((seen * columns[view]).sum((1, 2)) - 31.5 - 78 * y).max() < 1.5
+            assert abs((seen * rows[view]).sum((1, 2)) - row).max() < 1.5
+
+    def test_it_is_recorded_trained_and_planned_in(self, arm, tmp_path, monkeypatch, capsys):
+        """Catches an example that does not run as it stands."""
+        monkeypatch.setitem(lewm.PRESETS["nano"], "proposal_steps", 2)
+        monkeypatch.setitem(lewm.FULL_SEARCH, "iterations", 1)
+        won = cube.main(episodes=2, steps=2, pairs=3, out=tmp_path)
+        assert len(won) == 6 and won["recorded actions"].tolist() == [True] * 3
+        assert re.search(r"recorded actions +all +100.0% of 3 ", capsys.readouterr().out)
+
 # ======== README ======================================================================================
 
 class TestExtrasReadme:
@@ -742,7 +775,7 @@ class TestExtrasReadme:
         """Catches a README that promises flags which are not there, in its blocks and in its tables."""
         text = readme() + readme("extras") + COURSE
         commands = re.findall(r"python -m extras\.(\w+) ?([^`#\"\n|;&]*)", text)
-        files = "authors compare mutate planning play reacher speed torchworld tworoom"
+        files = "authors compare cube mutate planning play reacher speed torchworld tworoom"
         assert {name for name, _ in commands} == set(files.split())
         for name, arguments in commands:
             argv = shlex.split(arguments)
