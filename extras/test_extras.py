@@ -3,7 +3,7 @@
     pytest -q extras                            # from the project's folder; pytest -q there runs these, too
     pytest -q extras -k "not Slow"
 
-Tests that read HDF5 or move MuJoCo's arm are skipped where these packages are missing.
+Tests that read HDF5 or move MuJoCo's arms are skipped where these packages are missing.
 """
 
 import ast
@@ -727,20 +727,20 @@ class TestReacherSlow:
         assert first.shape == (64, 64, 3) and np.array_equal(first, again)
         assert (first != turned).any()
 
-class TestCubeSlow:
-    @pytest.fixture(scope="class")
-    def arm(self):
-        try:
-            arm = cube.make_arm()
-            cube.picture(arm)
-        except Exception as error:
-            pytest.skip(f"no OGBench, or nothing can be drawn here: {error}")
-        return arm
+@pytest.fixture(scope="module")
+def robot():
+    try:
+        shared = cube.make_arm()
+        cube.picture(shared)
+    except Exception as error:
+        pytest.skip(f"no OGBench, or nothing can be drawn here: {error}")
+    return shared
 
-    def test_a_replay_is_exact_and_the_cube_is_seen_where_it_is(self, arm):
+class TestCubeSlow:
+    def test_a_replay_is_exact_and_the_cube_is_seen_where_it_is(self, robot):
         """Catches a start that is not quite its episode's, a picture of another state, and swapped views."""
-        pixels, states, actions = cube.record(arm, 2, seed=5)
-        world = cube.Cube(arm, states[40], goal=np.full(3, np.inf))
+        pixels, states, actions = cube.record(robot, 2, seed=5)
+        world = cube.Cube(robot, states[40], goal=np.full(3, np.inf))
         for row in range(40, 60):
             assert np.array_equal(world.state, states[row]) and np.array_equal(world.render(), pixels[row])
             world.step(actions[row])
@@ -752,7 +752,7 @@ class TestCubeSlow:
             assert abs((seen * columns[view]).sum((1, 2)) - 31.5 - 78 * y).max() < 1.5
             assert abs((seen * rows[view]).sum((1, 2)) - row).max() < 1.5
 
-    def test_it_is_recorded_trained_and_planned_in(self, arm, tmp_path, monkeypatch, capsys):
+    def test_it_is_recorded_trained_and_planned_in(self, robot, tmp_path, monkeypatch, capsys):
         """Catches an example that does not run as it stands."""
         monkeypatch.setitem(lewm.PRESETS["nano"], "proposal_steps", 2)
         monkeypatch.setitem(lewm.FULL_SEARCH, "iterations", 1)
