@@ -153,7 +153,7 @@ def far(load, out, pairs, split):
     rows = {}
     for steps in FAR:
         problems = pusht.held_out_pairs(pairs, split, 0, steps)
-        reach = {"budget": 2 * steps, "horizon": math.ceil(steps / load().cfg.frame_skip)}
+        reach = load().cfg.reaching(steps)
         planners = {"both": {}, "both, p = 1": {"distance_power": 1.0}, "the proposal alone": PROPOSAL_ALONE,
                     "search alone": lewm.FULL_SEARCH}
         for name, changes in planners.items():

@@ -17,6 +17,7 @@ import numpy as np
 
 import lewm
 import pusht
+from extras.planning import planned
 
 SIZE = 256          # px, side of the pictures in the window; the board has pusht.BOARD px
 TURN = 10           # degrees for each step of the mouse wheel
@@ -24,9 +25,8 @@ TURN = 10           # degrees for each step of the mouse wheel
 class Board:
     """A window with two pictures, and what they show: `goal` and `state`, (7,) each."""
     def __init__(self, model, figure, seed=0):
-        reach = model.cfg.proposal_horizon
-        steps = reach * model.cfg.frame_skip
-        model.cfg = dataclasses.replace(model.cfg, horizon=reach, goal_distance=steps, budget=2 * steps)
+        cfg = model.cfg
+        model.cfg = dataclasses.replace(cfg, **cfg.reaching(cfg.frame_skip * cfg.proposal_horizon))
         rng = np.random.default_rng(seed)
         self.model = model
         self.figure = figure
@@ -89,10 +89,7 @@ class Board:
         """Plan from `state` to `goal`, and show what happens."""
         self.draw("planning ...")
         self.figure.canvas.flush_events()
-        size = self.model.cfg.image_size
-        planner = lewm.Planner(self.model, pusht.pictures(self.goal[None], size))
-        environments = pusht.environments([self.state], [self.goal], size)
-        (states,), _ = lewm.play(environments, planner, self.model.cfg.budget)
+        (states,), _ = planned(self.model, self.state[None], self.goal[None], self.model.cfg.budget)
         for self.state in states:
             self.draw("")
             self.figure.canvas.start_event_loop(0.05)

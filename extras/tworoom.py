@@ -101,16 +101,16 @@ def main(walks=2000, steps=1200, pairs=100, embed_dim=2, seed=0):
     random = np.random.default_rng(2).uniform(-1, 1, (pairs, 20, 2))
     cfg = model.cfg
     policies = {
-        "LeWM + CEM": cfg,
-        "proposal alone": dataclasses.replace(cfg, iterations=0),
-        "search alone": dataclasses.replace(cfg, **lewm.FULL_SEARCH),
+        "LeWM + CEM": {},
+        "proposal alone": {"iterations": 0},
+        "search alone": lewm.FULL_SEARCH,
         "random actions": lambda running, _: random[running],
         "doing nothing": lambda running, _: 0 * random[running],
         "recorded actions": lambda running, _: recorded[running]}
     won = {}
     for name, policy in policies.items():
-        if isinstance(policy, lewm.Config):
-            model.cfg = policy
+        if isinstance(policy, dict):
+            model.cfg = dataclasses.replace(cfg, **policy)
             policy = lewm.Planner(model, pictures(goals))
         environments = [TwoRoom(start, goal) for start, goal in zip(starts, goals)]
         _, won[name] = lewm.play(environments, policy, budget=20)
