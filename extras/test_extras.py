@@ -320,7 +320,7 @@ class TestSimulator:
 
 # ======== The planner's parts =========================================================================
 
-class TestPlanningParts:
+class TestPlanningPartsSlow:
     @pytest.mark.parametrize("what, rows", [("rollouts", 5), ("goals", 12), ("far", 12)])
     def test_each_table_is_measured_once(self, what, rows, tmp_path, monkeypatch):
         """Catches a row that breaks where nobody looks, since it takes an hour, and one measured again."""
@@ -546,14 +546,6 @@ class TestSpeedSlow:
         assert rows["pictures drawn a second"] == 512       # 256 in half a second, 32 x 4 in a step
         assert rows["ms of drawing its pictures"] == 250
 
-class TestSpeed:
-    def test_the_memory_that_a_gradient_needs_is_counted_once(self):
-        """Catches a tensor that is counted twice, or none."""
-        x = torch.zeros(1000, requires_grad=True)
-        assert speed.kept_bytes(lambda: x * x) == 4000 and speed.kept_bytes(lambda: x + x) == 0
-        assert speed.kept_bytes(lambda: (x * x) * x) == 8000
-        assert speed.kept_bytes(lambda: x[:500] * x[500:]) == 4000      # two views of one memory
-
     def test_growth_is_that_of_the_setting_that_grows(self, tmp_path, monkeypatch):
         """Catches a setting that is not passed on, and a plan that is timed as a training step."""
         def counted(work):                                  # "seconds" are floating-point operations
@@ -574,6 +566,14 @@ class TestSpeed:
         speed.draw_growth(tmp_path / "growth.png", result)
         assert (tmp_path / "growth.png").read_bytes()[:4] == b"\x89PNG"
 
+class TestSpeed:
+    def test_the_memory_that_a_gradient_needs_is_counted_once(self):
+        """Catches a tensor that is counted twice, or none."""
+        x = torch.zeros(1000, requires_grad=True)
+        assert speed.kept_bytes(lambda: x * x) == 4000 and speed.kept_bytes(lambda: x + x) == 0
+        assert speed.kept_bytes(lambda: (x * x) * x) == 8000
+        assert speed.kept_bytes(lambda: x[:500] * x[500:]) == 4000      # two views of one memory
+
 class TestTorchWorld:
     def test_both_do_the_same_work_at_the_papers_sizes(self):
         """Catches sizes that are not passed on, and a plan or a step that one of the two does not make."""
@@ -588,7 +588,7 @@ class TestTorchWorld:
 
 # ======== Mutants =====================================================================================
 
-class TestMutants:
+class TestMutantsSlow:
     def test_each_differs_from_the_file_in_one_place(self):
         """Catches a mutant that changes nothing, one that is no Python, and sections that are left out."""
         source = (HERE / "lewm.py").read_text(encoding="utf-8")
@@ -653,7 +653,7 @@ class TestPlay:
 
 # ======== Worlds ======================================================================================
 
-class TestOtherWorlds:
+class TestOtherWorldsSlow:
     def test_two_rooms_are_recorded_trained_and_planned_in(self, monkeypatch, capsys):
         """Catches Push-T in the training or the planner, and an example that does not run as it stands."""
         preset = lewm.Config.preset
@@ -666,6 +666,7 @@ class TestOtherWorlds:
         assert won["recorded actions"].tolist() == [True] * 3 and not won["doing nothing"].any()
         assert capsys.readouterr().out.count("95 % interval") == 6
 
+class TestOtherWorlds:
     def test_the_dot_goes_through_the_door_and_not_through_the_wall(self):
         """Catches a wall that lets the dot through, and a door that does not."""
         xy = np.array([[0.4, 0.5], [0.4, 0.8]])
