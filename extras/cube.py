@@ -14,8 +14,10 @@ along x, y and z, turn, close) are one action here, a block, so only every fifth
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 import lewm
 
@@ -32,12 +34,12 @@ def make_arm():
     try:
         from ogbench.manipspace.envs.cube_env import CubeEnv
         from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
-    except ImportError as error:
-        raise ValueError("this world needs one more package: pip install ogbench") from error
-    arm = CubeEnv("single", mode="data_collection", terminate_at_goal=False, visualize_info=False,
-                  width=FINE * SIZE, height=FINE * SIZE // 2)
+        arm = CubeEnv("single", mode="data_collection", terminate_at_goal=False, visualize_info=False,
+                      width=FINE * SIZE, height=FINE * SIZE // 2)
+        arm.reset(seed=0)
+    except (ImportError, RuntimeError) as error:        # of the second kind where MUJOCO_GL is not valid
+        raise ValueError(f"this world needs one more package: pip install ogbench ({error})") from error
     arm.script = CubeMarkovOracle(env=arm)
-    arm.reset(seed=0)
     model = arm.model
     model.vis.quality.offsamples = 0
     model.vis.headlight.ambient[:] = 1                                  # flat colours,
@@ -53,6 +55,10 @@ def make_arm():
     model.camera("front").quat = (0.5 ** 0.5, 0, 0, 0.5 ** 0.5)
     model.camera("front_pixels").pos = (4.425, 0, 0.19)
     model.camera("front_pixels").quat = (0.5, 0.5, 0.5, 0.5)
+    try:
+        picture(arm)
+    except Exception as error:                          # of many kinds, by platform
+        raise ValueError(f"MuJoCo cannot draw here: begin with MUJOCO_GL=egl or osmesa ({error})") from error
     return arm
 
 def picture(arm):
@@ -75,6 +81,7 @@ class Cube:
         self.arm = arm
         self.state = state                                              # (41,)
         self.goal = goal                                                # (3,), m
+        self.frames = []                                                # all that was rendered
 
     def step(self, block):
         put(self.arm, self.state)
@@ -88,7 +95,23 @@ class Cube:
 
     def render(self):
         put(self.arm, self.state)
-        return picture(self.arm)
+        self.frames.append(picture(self.arm))
+        return self.frames[-1]
+
+def film(path, environments, goals):
+    """Write a GIF of the first six episodes, as they were rendered; below each, its goal picture."""
+    for env in environments[:6]:
+        env.render()                                                    # the end, which nobody looked at
+    images = []
+    for t in range(max(len(env.frames) for env in environments[:6])):
+        columns = []
+        for env, goal in zip(environments[:6], goals):
+            pair = [env.frames[min(t, len(env.frames) - 1)], goal]
+            columns.append(np.vstack([np.pad(x, ((1, 1), (1, 1), (0, 0))) for x in pair]))
+        image = Image.fromarray(np.hstack(columns))
+        images.append(image.resize((2 * image.width, 2 * image.height)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=300, loop=0)
 
 def record(arm, episodes, seed):
     """The script brings the cube to random places, with the noise of OGBench's "noisy" data. -> of each block
@@ -147,6 +170,8 @@ def main(episodes=600, steps=6000, pairs=300, out=None):
             policy = lewm.Planner(model, pixels[starts + AHEAD])
         environments = [Cube(arm, states[start], goal) for start, goal in zip(starts, goals)]
         _, won[name] = lewm.play(environments, policy, 2 * AHEAD, name)
+        if out and len(won) == 1:                                       # the first policy
+            film(Path(out, "plan.gif"), environments, pixels[starts + AHEAD])
         for kind, wins in (("all", won[name]), ("moved", won[name][moved])):
             low, high = lewm.wilson(wins.sum(), len(wins))
             print(f"{name:17}{kind:6}{wins.mean():6.1%} of {len(wins)} ({low:.0%} to {high:.0%})", flush=True)

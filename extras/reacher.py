@@ -14,8 +14,10 @@ import argparse
 import dataclasses
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 import lewm
 
@@ -59,6 +61,7 @@ class Reacher:
         self.data = arm.mujoco.MjData(arm.model)
         self.data.qpos[:] = state[:2]
         self.data.qvel[:] = state[2:]
+        self.frames = []                                                # all that was rendered
 
     def step(self, action):
         """Observed: how far off the worse joint was at the best moment, in rad. Angles do not wrap."""
@@ -73,7 +76,24 @@ class Reacher:
         """Drawn twice as large: the mean of four pixels shows also a move of less than a pixel."""
         self.arm.mujoco.mj_forward(self.arm.model, self.data)
         self.arm.renderer.update_scene(self.data, camera=0)
-        return self.arm.renderer.render().reshape(SIZE, 2, SIZE, 2, 3).mean((1, 3)).astype(np.uint8)
+        fine = self.arm.renderer.render()
+        self.frames.append(fine.reshape(SIZE, 2, SIZE, 2, 3).mean((1, 3)).astype(np.uint8))
+        return self.frames[-1]
+
+def film(path, environments, goals):
+    """Write a GIF of the first six episodes, as they were rendered; below each, its goal picture."""
+    for env in environments[:6]:
+        env.render()                                                    # the end, which nobody looked at
+    images = []
+    for t in range(max(len(env.frames) for env in environments[:6])):
+        columns = []
+        for env, goal in zip(environments[:6], goals):
+            pair = [env.frames[min(t, len(env.frames) - 1)], goal]
+            columns.append(np.vstack([np.pad(x, ((1, 1), (1, 1), (0, 0))) for x in pair]))
+        image = Image.fromarray(np.hstack(columns))
+        images.append(image.resize((2 * image.width, 2 * image.height)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=300, loop=0)
 
 def record(arm, episodes, seed):
     """Episodes from rest -> pixels (episodes,LENGTH,SIZE,SIZE,3), blocks (...,TORQUES), states (...,4)."""
@@ -90,30 +110,31 @@ def record(arm, episodes, seed):
             env.step(blocks[e, t])
     return pixels, blocks, states
 
-def trained(arm, episodes, steps, out=None):
+def trained(arm, episodes, steps, seed=0, out=None):
     """Record and train -> LeWM. out: folder of the checkpoint, from which a stopped training goes on."""
-    pixels, blocks, _ = record(arm, episodes, seed=0)
+    pixels, blocks, _ = record(arm, episodes, seed)
     data = {"pixels": pixels.reshape(-1, SIZE, SIZE, 3), "action": blocks.reshape(-1, TORQUES),
             "ep_len": np.full(episodes, LENGTH), "ep_offset": LENGTH * np.arange(episodes)}
     cfg = lewm.Config.preset("nano", first_lesson_share=0.0, action_dim=TORQUES, frame_skip=1, embed_dim=8,
                              patch_size=32, encoder_width=128, encoder_depth=2, steps=steps, lr=1e-3,
-                             proposal_steps=3000, proposal_horizon=GOAL - START)
+                             seed=seed, proposal_steps=3000, proposal_horizon=GOAL - START)
     return lewm.train(cfg, data, out=out, resume=True)
 
-def main(episodes=1500, steps=2000, pairs=100, out=None):
+def main(episodes=1500, steps=2000, pairs=200, seed=0, out=None):
     """Train, and plan for held-out pairs of start and goal -> {policy: bool (pairs,), within RULES[0]}."""
     arm = make_arm()
-    model = trained(arm, episodes, steps, out)
+    model = trained(arm, episodes, steps, seed, out)
     cfg = model.cfg
-    pixels, blocks, states = record(arm, 2 * pairs, seed=1)             # held out
+    pixels, blocks, states = record(arm, 2 * pairs, seed=1_000_000)     # held out
 
     def play(policy, chosen):
         environments = [Reacher(arm, states[e, START], states[e, GOAL, :2]) for e in chosen]
         histories, _ = lewm.play(environments, policy, BUDGET)
-        return np.array([history.min() for history in histories])       # (n,) rad
+        return environments, np.array([history.min() for history in histories])     # and (n,) rad
 
     nothing = np.zeros((2 * pairs, BUDGET, TORQUES))
-    idle = play(lambda running, _: nothing[running], range(2 * pairs)) < RULES[0]
+    _, nearest = play(lambda running, _: nothing[running], range(2 * pairs))
+    idle = nearest < RULES[0]
     far = np.flatnonzero(~idle)[:pairs]
     print(f"{idle.sum()} of {len(idle)} pairs are left out: without torques the arm comes by its goal")
     policies = {                                                        # settings of the planner, or torques
@@ -130,7 +151,9 @@ def main(episodes=1500, steps=2000, pairs=100, out=None):
         if isinstance(plans, dict):
             model.cfg = dataclasses.replace(cfg, **plans)
             policy = lewm.Planner(model, pixels[far, GOAL])
-        nearest = play(policy, far)
+        environments, nearest = play(policy, far)
+        if out and not won:                                             # the first policy
+            film(Path(out, "plan.gif"), environments, pixels[far, GOAL])
         row = f"{name:36}"
         for rule in RULES:
             low, high = lewm.wilson((nearest < rule).sum(), len(far))
@@ -141,7 +164,8 @@ def main(episodes=1500, steps=2000, pairs=100, out=None):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="dm_control's arm from pixels, learned and planned in.")
-    for name, default in (("episodes", 1500), ("steps", 2000), ("pairs", 100), ("out", "runs/reacher")):
+    for name, default in (("episodes", 1500), ("steps", 2000), ("pairs", 200), ("seed", 0),
+                          ("out", "runs/reacher")):
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default}")
     try:
         main(**vars(parser.parse_args()))

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image, ImageSequence
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,6 +37,9 @@ from test_lewm import (  # noqa: E402, F401   `recorded` is a fixture
 
 if Path(lewm.__file__) != HERE / "lewm.py":
     pytest.skip("extras/ goes with the project's own lewm.py", allow_module_level=True)
+
+if sys.platform == "linux":
+    os.environ.setdefault("MUJOCO_GL", "egl")       # a second attempt to draw without a screen would crash
 
 import probe  # noqa: E402
 import pusht  # noqa: E402
@@ -654,17 +658,18 @@ class TestPlay:
 # ======== Worlds ======================================================================================
 
 class TestOtherWorldsSlow:
-    def test_two_rooms_are_recorded_trained_and_planned_in(self, monkeypatch, capsys):
+    def test_two_rooms_are_recorded_trained_and_planned_in(self, tmp_path, monkeypatch, capsys):
         """Catches Push-T in the training or the planner, and an example that does not run as it stands."""
         preset = lewm.Config.preset
         monkeypatch.setattr(
             lewm.Config, "preset", lambda name, **changes: preset(name, **{**changes, "proposal_steps": 2}))
         monkeypatch.setattr(lewm, "FULL_SEARCH", {"use_proposal": False, "iterations": 1})
-        won = tworoom.main(walks=20, steps=2, pairs=3)
+        won = tworoom.main(walks=20, steps=2, pairs=3, out=tmp_path)
         planners = ["LeWM + CEM", "proposal alone", "search alone"]
         assert list(won) == [*planners, "random actions", "doing nothing", "recorded actions"]
         assert won["recorded actions"].tolist() == [True] * 3 and not won["doing nothing"].any()
         assert capsys.readouterr().out.count("95 % interval") == 6
+        assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "metrics.csv", "plan.gif"}
 
 class TestOtherWorlds:
     def test_the_dot_goes_through_the_door_and_not_through_the_wall(self):
@@ -673,6 +678,25 @@ class TestOtherWorlds:
         for _ in range(5):
             xy = tworoom.move(xy, np.array([[1.0, 0], [1.0, 0]]))
         assert xy[0, 0] > 0.6 and xy[1, 0] < 0.5
+
+    @pytest.mark.parametrize("world", [tworoom, reacher, cube])
+    def test_a_film_shows_each_episode_to_its_end_above_its_goal(self, world, tmp_path):
+        """Catches a film that stops where the shortest episode does, and a goal of another episode."""
+        class Frames:
+            def __init__(self, greys):
+                self.frames = [np.full((64, 64, 3), grey, np.uint8) for grey in greys]
+
+            def render(self):
+                self.frames.append(np.full((64, 64, 3), 240, np.uint8))
+
+        goals = [np.full((64, 64, 3), grey, np.uint8) for grey in (50, 100)]
+        world.film(tmp_path / "new" / "plan.gif", [Frames([10]), Frames([20, 30])], goals)
+        seen = []
+        with Image.open(tmp_path / "new" / "plan.gif") as gif:
+            for image in ImageSequence.Iterator(gif):
+                grey = np.asarray(image.convert("L"))
+                seen.append([grey[row, column] for row in (66, 198) for column in (66, 198)])
+        assert np.allclose(seen, [[10, 20, 50, 100], [240, 30, 50, 100], [240, 240, 50, 100]], atol=2)
 
     @pytest.mark.parametrize("name", ["tworoom", "reacher", "cube"])
     def test_a_world_needs_nothing_but_lewm(self, name):
@@ -698,6 +722,7 @@ class TestReacherSlow:
             lewm.Config, "preset", lambda name, **changes: preset(name, **{**changes, "proposal_steps": 2}))
         won = reacher.main(episodes=4, steps=2, pairs=2, out=tmp_path)
         assert len(won) == 7 and won["recorded torques"].tolist() == [True] * 2 and not won["no torque"].any()
+        assert (tmp_path / "plan.gif").exists()
         assert capsys.readouterr().out.count("0.15 rad") == 7
 
     def test_it_is_reached_at_any_moment_when_both_joints_are_near_and_not_a_turn_away(self, arm):
@@ -759,6 +784,7 @@ class TestCubeSlow:
         monkeypatch.setitem(lewm.FULL_SEARCH, "iterations", 1)
         won = cube.main(episodes=2, steps=2, pairs=3, out=tmp_path)
         assert len(won) == 6 and won["recorded actions"].tolist() == [True] * 3
+        assert (tmp_path / "plan.gif").exists()
         assert re.search(r"recorded actions +all +100.0% of 3 ", capsys.readouterr().out)
 
 # ======== README ======================================================================================

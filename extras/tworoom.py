@@ -9,9 +9,11 @@ A `render` function draws states batch by batch on the training device, so no pi
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 import lewm
 
@@ -50,6 +52,7 @@ class TwoRoom:
     def __init__(self, start, goal):
         self.xy = start
         self.goal = goal
+        self.frames = []                                                # all that was rendered
 
     def step(self, action):
         self.xy = move(self.xy[None], action[None])[0]
@@ -57,7 +60,23 @@ class TwoRoom:
         return self.xy, float(reached), reached, False, {}
 
     def render(self):
-        return pictures(self.xy[None])[0]
+        self.frames.append(pictures(self.xy[None])[0])
+        return self.frames[-1]
+
+def film(path, environments, goals):
+    """Write a GIF of the first six episodes, as they were rendered; below each, its goal picture."""
+    for env in environments[:6]:
+        env.render()                                                    # the end, which nobody looked at
+    images = []
+    for t in range(max(len(env.frames) for env in environments[:6])):
+        columns = []
+        for env, goal in zip(environments[:6], goals):
+            pair = [env.frames[min(t, len(env.frames) - 1)], goal]
+            columns.append(np.vstack([np.pad(x, ((1, 1), (1, 1), (0, 0))) for x in pair]))
+        image = Image.fromarray(np.hstack(columns))
+        images.append(image.resize((2 * image.width, 2 * image.height)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images[0].save(path, save_all=True, append_images=images[1:], duration=300, loop=0)
 
 def record(walks, steps, seed):
     """Swaying walks to random places, often through the door -> places and actions (walks,steps,2)."""
@@ -78,8 +97,9 @@ def record(walks, steps, seed):
         xy = move(xy, action)
     return np.stack(places, axis=1), np.stack(actions, axis=1)
 
-def trained(walks, steps, embed_dim=2, seed=0):
-    """Record walks of 50 env steps and train on them -> LeWM. Two dimensions, as this world has no more."""
+def trained(walks, steps, embed_dim=2, seed=0, out=None):
+    """Record walks of 50 env steps and train on them -> LeWM. Two dimensions, as this world has no more.
+    out: folder of the checkpoint, from which a stopped training goes on."""
     places, actions = record(walks, 50, seed)
     data = {
         "state": np.float32(places).reshape(-1, 2),
@@ -88,11 +108,11 @@ def trained(walks, steps, embed_dim=2, seed=0):
         "ep_offset": 50 * np.arange(walks)}
     cfg = lewm.Config.preset("smoke", first_lesson_share=0.0, embed_dim=embed_dim, frame_skip=2, seed=seed,
                              patch_size=32, batch_size=64, steps=steps, lr=1e-3, proposal_steps=1500)
-    return lewm.train(cfg, data, render=draw)
+    return lewm.train(cfg, data, out=out, resume=True, render=draw)
 
-def main(walks=2000, steps=1200, pairs=100, embed_dim=2, seed=0):
+def main(walks=2000, steps=1200, pairs=100, embed_dim=2, seed=0, out=None):
     """Train, and plan for held-out pairs of start and goal in different rooms -> {policy: bool (pairs,)}."""
-    model = trained(walks, steps, embed_dim, seed)
+    model = trained(walks, steps, embed_dim, seed, out)
     places, actions = record(20 * pairs, 30, seed=1_000_000)            # held out
     far = abs(places[:, 19, 0] - places[:, 29, 0]) > 0.4                # a room is 0.37 wide
     starts = places[far, 19][:pairs]
@@ -114,6 +134,8 @@ def main(walks=2000, steps=1200, pairs=100, embed_dim=2, seed=0):
             policy = lewm.Planner(model, pictures(goals))
         environments = [TwoRoom(start, goal) for start, goal in zip(starts, goals)]
         _, won[name] = lewm.play(environments, policy, budget=20)
+        if out and len(won) == 1:                                       # the first policy
+            film(Path(out, "plan.gif"), environments, pictures(goals))
         low, high = lewm.wilson(won[name].sum(), len(starts))
         print(f"{name:17}{won[name].mean():6.0%}   (95 % interval: {low:.0%} to {high:.0%})", flush=True)
     return won
@@ -125,9 +147,10 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=100, help="starts and goals to plan for; default: 100")
     parser.add_argument("--embed_dim", type=int, default=2, help="width of an embedding; default: 2")
     parser.add_argument("--seed", type=int, default=0, help="of walks and of training; default: 0")
+    parser.add_argument("--out", default="runs/tworoom", help="folder of results; default: runs/tworoom")
     try:
         main(**vars(parser.parse_args()))
     except (ValueError, OSError) as error:
         sys.exit(f"tworoom.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("tworoom.py: stopped")
+        sys.exit("tworoom.py: stopped; the same command goes on")
