@@ -124,6 +124,7 @@ def main(walks=2000, steps=1200, pairs=100, embed_dim=2, seed=0, out=None):
         "LeWM + CEM": {},
         "proposal alone": {"iterations": 0},
         "search alone": lewm.FULL_SEARCH,
+        "search, p = 1": {**lewm.FULL_SEARCH, "distance_power": 1.0},
         "random actions": lambda running, _: random[running],
         "doing nothing": lambda running, _: 0 * random[running],
         "recorded actions": lambda running, _: recorded[running]}
