@@ -6,8 +6,9 @@
 Where there is no screen, begin with MUJOCO_GL=egl or MUJOCO_GL=osmesa. The cube should come within 4 cm of
 where it was 25 env steps later in a held-out episode, at any of 50 env steps; the arm does not count. In some
 of these pairs it hardly moves: the second line of each policy is of those in which it moves by 4 cm or more.
-A picture is two views, from above and from the front, as one eye cannot tell far from low. Only the cube and
-the fingertips are drawn: the whole gripper takes many times as long. Five env steps (of five numbers: move
+A picture is three views: from above, from the front, and from above the gripper, turned with it, as a camera
+at the wrist would see. Without the third, nobody could see how the cube is turned. Only the cube and the
+fingertips are drawn: the whole gripper takes many times as long. Five env steps (of five numbers: move
 along x, y and z, turn, close) are one action here, a block, so only every fifth state is drawn.
 """
 
@@ -32,6 +33,7 @@ CUBE = slice(14, 17)    # the numbers of a state that are the cube's centre, m
 def make_arm():
     """-> the simulator, with OGBench's script. All environments share it: each puts its own state there."""
     try:
+        import mujoco
         from ogbench.manipspace.envs.cube_env import CubeEnv
         from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
         arm = CubeEnv("single", mode="data_collection", terminate_at_goal=False, visualize_info=False,
@@ -50,21 +52,34 @@ def make_arm():
     for name in ("left_pad1", "left_pad2", "right_pad1", "right_pad2"):
         model.geom("ur5e/robotiq/" + name).group = 0
         model.geom("ur5e/robotiq/" + name).rgba = (0, 1, 0, 1)
-    model.cam_fovy[:] = 5.9                                             # degrees; at 4 m, 0.41 m high
-    model.camera("front").pos = (0.425, 0, 4)                           # from above
-    model.camera("front").quat = (0.5 ** 0.5, 0, 0, 0.5 ** 0.5)
-    model.camera("front_pixels").pos = (4.425, 0, 0.19)
-    model.camera("front_pixels").quat = (0.5, 0.5, 0.5, 0.5)
+    model.vis.global_.orthographic = True                               # no perspective
+    arm.eye = mujoco.MjvCamera()
+    mujoco.mjv_defaultFreeCamera(model, arm.eye)
     try:
         picture(arm)
     except Exception as error:                          # of many kinds, by platform
         raise ValueError(f"MuJoCo cannot draw here: begin with MUJOCO_GL=egl or osmesa ({error})") from error
     return arm
 
+def view(arm, centre, azimuth, elevation, height, width):
+    """What is around `centre` (3,), seen from there (degrees). height: of the view in m, which is SIZE / 2 px.
+    width: in px, by squeezing. -> float (SIZE/2,width,3)."""
+    arm.model.vis.global_.fovy = height
+    arm.eye.lookat[:] = centre
+    arm.eye.azimuth = azimuth
+    arm.eye.elevation = elevation
+    fine = arm.render(camera=arm.eye)                                   # (FINE*SIZE/2,FINE*SIZE,3)
+    return fine.reshape(SIZE // 2, FINE, width, -1, 3).mean((1, 3))
+
 def picture(arm):
-    """-> uint8 (SIZE,SIZE,3): seen from above, and below that from the front."""
-    views = np.concatenate([arm.render(camera="front"), arm.render(camera="front_pixels")])
-    return views.reshape(SIZE, FINE, SIZE, FINE, 3).mean((1, 3)).round().astype(np.uint8)
+    """-> uint8 (SIZE,SIZE,3): from above; below that from the front, squeezed, and around the gripper."""
+    table = 0.425, 0, 0.19
+    gripper = arm.data.site("ur5e/robotiq/pinch")
+    turn = np.degrees(np.arctan2(gripper.xmat[3], gripper.xmat[0]))
+    above = view(arm, table, 180, -90, 0.41, SIZE)
+    front = view(arm, table, 180, 0, 0.41, SIZE // 2)
+    near = view(arm, gripper.xpos, turn, -90, 0.12, SIZE)[:, SIZE // 4:-SIZE // 4]
+    return np.vstack([above, np.hstack([front, near])]).round().astype(np.uint8)
 
 def state_of(arm):
     """-> (41,): positions of joints and cube, and their speeds."""

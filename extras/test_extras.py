@@ -773,10 +773,14 @@ class TestCubeSlow:
         red = 1.0 * (pixels[..., 0] > 80)
         rows, columns = np.mgrid[:64, :64]
         x, y, z = states[:, cube.CUBE].T
-        for view, row in ((slice(0, 32), 15.5 + 78 * (x - 0.425)), (slice(32, 64), 47.5 - 78 * (z - 0.19))):
-            seen = red[:, view] / red[:, view].sum((1, 2), keepdims=True)
-            assert abs((seen * columns[view]).sum((1, 2)) - 31.5 - 78 * y).max() < 1.5
+        above = (slice(0, 32), slice(0, 64)), 15.5 + 78 * (x - 0.425), 31.5 + 78 * y
+        front = (slice(32, 64), slice(0, 32)), 47.5 - 78 * (z - 0.19), 15.5 + 39 * y
+        for view, row, column in (above, front):
+            seen = red[:, *view] / red[:, *view].sum((1, 2), keepdims=True)
             assert abs((seen * rows[view]).sum((1, 2)) - row).max() < 1.5
+            assert abs((seen * columns[view]).sum((1, 2)) - column).max() < 1.5
+        near = red[:, 32:, 32:].sum((1, 2))
+        assert near.min() == 0 and 100 < near.max() < 160, "around the gripper the cube has 11 x 11 px"
 
     def test_it_is_recorded_trained_and_planned_in(self, robot, tmp_path, monkeypatch, capsys):
         """Catches an example that does not run as it stands."""
