@@ -157,6 +157,15 @@ def contents(folder):
     """{file: (bytes, time of the last change)} of everything in a folder."""
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
 
+@pytest.fixture
+def shipped():
+    """The model in assets/. A file whose modules have other names cannot load it, which is no mistake."""
+    try:
+        model, _ = lewm.load_checkpoint(HERE / "assets/nano.pt")
+    except ValueError as error:
+        pytest.skip(str(error))
+    return model
+
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path, monkeypatch):
     """Each test runs in an empty folder of its own."""
@@ -212,6 +221,14 @@ class TestEncoder:
         with pytest.raises(ValueError, match=words):
             tiny_model().encode(pixels)
 
+    def test_the_model_in_assets_sees_what_it_saw(self, shipped):
+        """Catches another encoder than the one that was trained: a lost branch, another sign or activation."""
+        pixels = torch.outer(torch.arange(64), torch.arange(64)).remainder(251).byte().expand(3, 64, 64)
+        with torch.no_grad():
+            z = shipped.encode(pixels)
+        assert torch.allclose(z[:4], torch.tensor([0.77991, 0.98390, -0.66127, -0.32216]), atol=1e-3)
+        assert z.norm().item() == pytest.approx(4.33446, abs=1e-3)
+
 # ======== 3 Action encoder and AdaLN-zero predictor ===================================================
 
 class TestPredictor:
@@ -257,6 +274,13 @@ class TestPredictor:
         seen, otherwise = (model.predict(x, blocks[:, :3])[:, -1] for x in (z[:, :3], swapped))
         gap = (seen - otherwise).abs().max().item()
         assert gap > 1e-5, f"swapping two frames changes the prediction by {gap:.1g}"
+
+    def test_the_model_in_assets_predicts_what_it_predicted(self, shipped):
+        """Catches another predictor than the one that was trained, where both would learn."""
+        with torch.no_grad():
+            z_hat = shipped.predict(noise(1, 3, 32), noise(1, 3, 10, seed=1))
+        assert torch.allclose(z_hat[0, :, 0], torch.tensor([-1.17539, 0.03167, -0.30997]), atol=1e-3)
+        assert z_hat.norm().item() == pytest.approx(7.65778, abs=1e-3)
 
     def test_what_does_not_fit_is_refused(self):
         """Catches blocks that are silently everybody's, and an error of broadcasting, deep inside."""
@@ -488,6 +512,17 @@ class TestData:
                 expected = [(step - mean) / std for step in steps for mean, std in ((10, 2), (20, 4))]
                 assert blocks[row, k].tolist() == expected, f"block {k} of the window at {start}"
 
+    def test_states_are_drawn_where_there_are_no_pictures(self):
+        """Catches states of another frame or of double precision, and pictures of another size."""
+        seen = []
+        data = counting_data(column="state")
+        data["state"] = data["state"].astype(np.float64)
+        render = lambda states, size: seen.append((states, size)) or torch.zeros(8, 3, 9, 9, dtype=torch.uint8)
+        pixels, _ = lewm.get_batch(tiny_model(**COUNTING), data, np.array([2, 50]), render)
+        (states, size), = seen
+        assert states.dtype == torch.float32 and size == 8 and pixels.shape == (2, 4, 3, 8, 8)
+        assert states[:, 0].tolist() == [2, 7, 12, 17, 50, 55, 60, 65]
+
     def test_windows_begin_at_every_valid_row_and_never_cross_an_episodes_end(self):
         """Catches windows over the gap between two episodes and starts that are never drawn."""
         starts = lewm.window_starts(counting_data(), tiny(), range(4))
@@ -714,9 +749,13 @@ class TestTraining:
             lewm.train(cfg, recorded, tmp_path, device="cpu", render=pusht.render)
         signal.signal(signal.SIGINT, before)
         assert 0 < lewm.read_weights(tmp_path / "checkpoint.pt")["step"] < 12
-        model = lewm.train(cfg, recorded, tmp_path, resume=True, device="cpu", render=pusht.render)
+        with torch.no_grad():                               # as a notebook's cell may have it
+            model = lewm.train(cfg, recorded, tmp_path, resume=True, device="cpu", render=pusht.render)
         assert not differing(whole, model)
         assert metrics_without_times(folder) == metrics_without_times(tmp_path)
+        with open("metrics.csv") as file:
+            seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+        assert seconds == sorted(seconds) and 0 < seconds[0] < seconds[-1] < 600, "they go on, too"
 
     def test_other_settings_or_data_are_refused_on_the_way(self, tmp_path, recorded, whole_run, pusht):
         """Catches a run that goes on with others than it began with, and a training that is written over."""
@@ -961,6 +1000,23 @@ class TestProposal:
         goals = [Dot(world.goal, None).render() for world in worlds]
         _, reached = lewm.play(worlds, lewm.Planner(model, goals), budget=24)
         assert reached.all() == use, f"the dots are at {[world.place for world in worlds]}, goals 20 and 3"
+
+    def test_the_search_around_it_is_half_as_wide_as_one_from_nothing(self):
+        """Catches a search that leaves the proposal at once, or one that cannot leave it."""
+        seen = []
+        model = toy_planner()
+        model.predict = lambda z, blocks: seen.append(blocks) or z
+        for start in (None, torch.zeros(1, 1, 10)):
+            lewm.cem(model, noise(1, 4), noise(1, 4), start=start, horizon=1, iterations=1, candidates=2000)
+        nothing, around = (blocks.std().item() for blocks in seen)
+        assert around == pytest.approx(0.5, rel=0.03) and nothing == pytest.approx(0.96, rel=0.03)
+
+    def test_the_one_in_assets_proposes_what_it_proposed(self, shipped):
+        """Catches another proposal than the one that was trained, where both would learn."""
+        z, z_goal = noise(2, 1, 32)
+        with torch.no_grad():
+            plans = shipped.proposal(z, z_goal, torch.tensor([15]))
+        assert plans.shape == (1, 15, 10) and plans.norm().item() == pytest.approx(3.17994, abs=1e-3)
 
     def test_without_iterations_it_is_the_plan(self):
         """Catches a plan outside the data's range, and a search that cannot do without an iteration."""
