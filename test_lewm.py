@@ -391,6 +391,8 @@ class TestLoss:
         model = lewm.LeWM(lewm.Config.preset("paper"))
         model.sigreg = NoRegulariser()
         assert sum(p.numel() for p in model.parameters()) == 18_034_478, "the authors' weights"
+        large = [name for name, p in model.named_parameters() if p.abs().max() > 1]
+        assert not large, f"{large} begin larger than 1"
         loss, _ = awake(model).loss(random_pictures(2, 4, 3, 224, 224), noise(2, 3, 10))
         loss.backward()
         missing = [name for name, p in model.named_parameters() if p.grad is None]
@@ -715,6 +717,7 @@ class TestTraining:
         assert abs(lewm.effective_rank(z) - 8) < 0.1
         assert abs(lewm.effective_rank(z * (torch.arange(8) < 4)) - 4) < 0.1
         assert lewm.effective_rank(z[:, :1] * torch.ones(8)) < 1.001
+        assert lewm.effective_rank(torch.ones(9, 8)) == 1.0, "collapse is a number, too"
         line = torch.arange(5.0)[None, :, None] * noise(3, 1, 8)
         assert abs(lewm.straightness(line) - 1) < 1e-5
         # independent frames turn back half the time
@@ -973,8 +976,9 @@ class TestProposal:
         places = rng.integers(12, 20, (60, 1)) + pace * np.arange(13)       # (60,13)
         data = {"pixels": np.stack([Dot(place, None).render() for place in places.flat]),
                 "action": pace.repeat(13, 0), "ep_len": np.full(60, 13), "ep_offset": 13 * np.arange(60)}
-        model = dot_model(proposal_steps=200, proposal_horizon=3, horizon=3)
+        model = dot_model(proposal_steps=200, proposal_horizon=3, horizon=3).train()
         lewm.fit_planner(model, data)
+        assert not model.training, "embeddings that no longer change are those of evaluation mode"
         assert model.change.item() == pytest.approx(4, rel=1e-3), "2 px from frame to frame"
         z = torch.from_numpy(places[:, :1]).float()
         for k in (1, 2, 3):
