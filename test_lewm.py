@@ -682,6 +682,7 @@ class TestTraining:
         seen = {True: [], False: []}                        # episodes of each batch, by model.training
 
         def encode(pixels):
+            assert not torch.is_autocast_enabled("cpu"), "bfloat16 is for GPUs"
             seen[model.training].append({row // 16 for row in pixels.unique().tolist()})
             return lewm.LeWM.encode(model, pixels)
 
@@ -732,6 +733,11 @@ class TestTraining:
         row = lewm.diagnose(model, z, blocks)
         assert row["val_prediction"] < 1e-10 and row["val_shuffled_ratio"] > 1e6
         assert row["val_copy_last"] == pytest.approx(blocks[..., :4].square().mean().item(), rel=1e-5)
+        z[:, -1] += 2                                       # the last of three predictions is off by 2
+        row = lewm.diagnose(model, z, blocks)
+        shuffled = (z[:, :-1] + blocks.roll(1, 0)[..., :4] - z[:, 1:]).square().mean().item()
+        assert row["val_prediction"] == pytest.approx(4 / 3, rel=1e-5)
+        assert row["val_shuffled_ratio"] == pytest.approx(shuffled / (4 / 3), rel=1e-5)
 
     def test_diagnostics_do_not_change_the_model(self):
         """Catches diagnostics that move batch-norm averages or the random state: logging changes the run."""
