@@ -480,6 +480,7 @@ class TestPlanning:
 
         together = plan([0, 1, 2], [0, 1, 2])
         alone = torch.cat([plan([e], [e]) for e in range(3)])
+        assert not together.requires_grad, "a plan needs no gradient"
         assert torch.equal(together, alone), f"plans differ by {(together - alone).abs().max():.2g}"
         assert not torch.allclose(together[:1], plan([0], [9]))
         assert not differing(before, model), "planning changed a batch norm"
@@ -490,6 +491,7 @@ class TestPlanning:
         (noise(2, 4), noise(4, 2), {}, r"goals are \[4, 1, 2\], starts \[2, 1, 4\]"),
         (noise(2, 4), noise(2, 4), dict(generators=[torch.Generator()]), "1 generators for 2 starts"),
         (noise(2, 4), noise(2, 4), dict(frame_skip=3), "frame_skip is 5 .*, not 3"),
+        (noise(2, 4), noise(2, 4), dict(iterations=0), "0 iterations .* there is none"),
         (noise(1, 2, 4), noise(1, 4), dict(past=torch.zeros(1, 2, 2)), r"past is \[1, 2, 2\], frames 2"),
         (noise(1, 4) * math.nan, noise(1, 4), dict(iterations=2), "not finite")])
     def test_a_search_that_makes_no_sense_is_refused(self, z, z_goal, options, words):
@@ -746,7 +748,8 @@ class TestTraining:
         random = torch.get_rng_state()
         numbers = lewm.diagnose(model, torch.zeros(8, 4, 3, 32, 32, dtype=torch.uint8), noise(8, 3, 10))
         assert model.training and torch.equal(random, torch.get_rng_state())
-        assert all(map(math.isfinite, numbers.values())) and not differing(before, model)
+        assert all(isinstance(x, float) and math.isfinite(x) for x in numbers.values())
+        assert not differing(before, model)
 
     def test_a_resumed_run_equals_a_whole_one(self, tmp_path, recorded, whole_run, monkeypatch, pusht):
         """Catches any state that is missing from the checkpoint: optimizer, random numbers, sampler, step."""
@@ -809,6 +812,11 @@ class TestTraining:
         cfg = tiny(**COUNTING, embed_dim=embed_dim)
         with pytest.raises(ValueError, match=words):
             lewm.train(cfg, data, device="cpu", model=tiny_model(**COUNTING))
+
+    def test_training_under_inference_mode_is_refused(self):
+        """Catches an error deep inside torch."""
+        with torch.inference_mode(), pytest.raises(ValueError, match="no inference_mode"):
+            lewm.train(tiny(**COUNTING), counting_data(), device="cpu")
 
     def test_nan_is_refused(self):
         """Catches hours of training on NaN."""
