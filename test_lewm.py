@@ -813,6 +813,13 @@ class TestTraining:
         with pytest.raises(ValueError, match=words):
             lewm.train(cfg, data, device="cpu", model=tiny_model(**COUNTING))
 
+    def test_a_folder_may_be_named_from_home(self, tmp_path, monkeypatch):
+        """Catches a folder of the name ~."""
+        for name in ("HOME", "USERPROFILE"):
+            monkeypatch.setenv(name, str(tmp_path))
+        lewm.train(tiny(**COUNTING, steps=1), counting_data(), "~/here", device="cpu")
+        assert {path.name for path in tmp_path.iterdir()} == {"here"}
+
     def test_training_under_inference_mode_is_refused(self):
         """Catches an error deep inside torch."""
         with torch.inference_mode(), pytest.raises(ValueError, match="no inference_mode"):
