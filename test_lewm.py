@@ -453,6 +453,19 @@ class TestPlanning:
         at_bounds = (plan[1, :, :4] - 2 * goal[1].sign()).abs().max() < 0.2
         assert at_bounds, f"a goal out of reach wants each action at its bound, got {plan[1, :, :4].tolist()}"
 
+    def test_the_gaussian_is_refitted_to_the_cheapest_plans(self):
+        """Catches elites of another iteration, a spread that is theirs by n - 1, and one that is kept."""
+        seen = []
+        model = toy_planner()
+        model.predict = lambda z, blocks: seen.append(blocks[:, 0]) or z + blocks[..., :4]
+        goal = torch.full((1, 4), 0.3)
+        lewm.cem(model, torch.zeros(1, 4), goal, horizon=1, iterations=2, candidates=4000, elites=4)
+        first, second = seen                                # (4000,10) each
+        cheapest = first[(first[:, :4] - goal).square().sum(1).argsort()[:4]]
+        assert torch.allclose(second.mean(0), cheapest.mean(0), atol=0.05)
+        spread = second.std(0) / cheapest.std(0, correction=0)
+        assert abs(spread.median() - 1) < 0.03, f"{spread.median():.2f} times the spread of the elites"
+
     def test_settings_that_are_not_given_are_the_models(self):
         """Catches the paper's numbers of candidates where the Config has others."""
         model = toy_planner()
