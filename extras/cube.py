@@ -29,6 +29,7 @@ BLOCKS = 40         # blocks in a recorded episode
 AHEAD = 5           # blocks from start to goal
 NEAR = 0.04         # m, between the cube's centre and the goal's
 CUBE = slice(14, 17)    # the numbers of a state that are the cube's centre, m
+EDGE = (1, 1), (1, 1), (0, 0)    # around each picture of a film
 
 def make_arm():
     """-> the simulator, with OGBench's script. All environments share it: each puts its own state there."""
@@ -122,7 +123,7 @@ def film(path, environments, goals):
         columns = []
         for env, goal in zip(environments[:6], goals):
             pair = [env.frames[min(t, len(env.frames) - 1)], goal]
-            columns.append(np.vstack([np.pad(x, ((1, 1), (1, 1), (0, 0))) for x in pair]))
+            columns.append(np.vstack([np.pad(x, EDGE, constant_values=128) for x in pair]))
         image = Image.fromarray(np.hstack(columns))
         images.append(image.resize((2 * image.width, 2 * image.height)))
     path.parent.mkdir(parents=True, exist_ok=True)

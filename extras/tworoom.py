@@ -21,6 +21,7 @@ SIZE = 64           # px, side of a picture; a place is (x, y) in a square of si
 SPEED = 0.1         # the longest step
 NEAR = 0.07         # the goal is reached at this distance
 DOOR = 0.12         # half the width of the door
+EDGE = (1, 1), (1, 1), (0, 0)  # around each picture of a film
 
 def move(xy, action):
     """Places and actions (n,2) -> next places (n,2), at most SPEED away. The dot slides along walls."""
@@ -72,7 +73,7 @@ def film(path, environments, goals):
         columns = []
         for env, goal in zip(environments[:6], goals):
             pair = [env.frames[min(t, len(env.frames) - 1)], goal]
-            columns.append(np.vstack([np.pad(x, ((1, 1), (1, 1), (0, 0))) for x in pair]))
+            columns.append(np.vstack([np.pad(x, EDGE, constant_values=128) for x in pair]))
         image = Image.fromarray(np.hstack(columns))
         images.append(image.resize((2 * image.width, 2 * image.height)))
     path.parent.mkdir(parents=True, exist_ok=True)
