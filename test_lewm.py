@@ -494,6 +494,9 @@ class TestPlanning:
         together = plan([0, 1, 2], [0, 1, 2])
         alone = torch.cat([plan([e], [e]) for e in range(3)])
         assert not together.requires_grad, "a plan needs no gradient"
+        random = torch.get_rng_state()
+        same = lewm.cem(model, z, goal, horizon=3, candidates=40, iterations=6, elites=8)
+        assert torch.equal(same, together) and torch.equal(random, torch.get_rng_state()), "seeds 0, 1, 2"
         assert torch.equal(together, alone), f"plans differ by {(together - alone).abs().max():.2g}"
         assert not torch.allclose(together[:1], plan([0], [9]))
         assert not differing(before, model), "planning changed a batch norm"
@@ -751,6 +754,7 @@ class TestTraining:
         z[:, -1] += 2                                       # the last of three predictions is off by 2
         row = lewm.diagnose(model, z, blocks)
         shuffled = (z[:, :-1] + blocks.roll(1, 0)[..., :4] - z[:, 1:]).square().mean().item()
+        assert row["min_std"] == pytest.approx(z.flatten(0, 1).std(0).min().item(), rel=1e-5)
         assert row["val_prediction"] == pytest.approx(4 / 3, rel=1e-5)
         assert row["val_shuffled_ratio"] == pytest.approx(shuffled / (4 / 3), rel=1e-5)
 
@@ -778,8 +782,10 @@ class TestTraining:
             model = lewm.train(cfg, recorded, tmp_path, resume=True, device="cpu", render=pusht.render)
         assert not differing(whole, model)
         assert metrics_without_times(folder) == metrics_without_times(tmp_path)
+        assert b"\r" not in Path("metrics.csv").read_bytes()
         with open("metrics.csv") as file:
-            seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+            rows = [{name: float(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+        seconds = [row["seconds"] for row in rows]
         assert seconds == sorted(seconds) and 0 < seconds[0] < seconds[-1] < 600, "they go on, too"
 
     def test_other_settings_or_data_are_refused_on_the_way(self, tmp_path, recorded, whole_run, pusht):
