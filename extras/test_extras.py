@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from test_lewm import (  # noqa: E402, F401   `recorded` is a fixture
     HERE, ONE_LINE, awake, counting_data, differing, imports_of, lewm, noise, random_pictures, readme,
-    recorded, run_python, stops, tiny, tiny_model, with_nan)
+    recorded, run_side_by_side, stops, tiny, tiny_model, with_nan)
 
 if Path(lewm.__file__) != HERE / "lewm.py":
     pytest.skip("extras/ goes with the project's own lewm.py", allow_module_level=True)
@@ -611,9 +611,10 @@ class TestMutantsSlow:
         wrong = source.replace("return len(z) * (error", "return (error")
         (tmp_path / "right.py").write_text(source, encoding="utf-8")
         (tmp_path / "wrong.py").write_text(wrong, encoding="utf-8")
-        for name, expected in (("right", "False"), ("wrong", "True")):    # a process without threads can fork
-            call = f"print(mutate.fails({str(tmp_path / name)!r} + '.py', 'SIGReg', 300))"
-            run = run_python("-c", f"from extras import mutate; {call}", cwd=HERE, OMP_NUM_THREADS="1")
+        call = "from extras import mutate; print(mutate.fails({!r} + '.py', 'SIGReg', 300))"
+        calls = [("-c", call.format(str(tmp_path / name))) for name in ("right", "wrong")]
+        runs = run_side_by_side(calls, cwd=HERE, OMP_NUM_THREADS="1")     # a process without threads can fork
+        for run, expected in zip(runs, ("False", "True")):
             assert run.stdout.split()[-1:] == [expected], run.stderr
 
 # ======== Play ========================================================================================
