@@ -222,7 +222,7 @@ class TestEncoder:
             tiny_model().encode(pixels)
 
     def test_the_model_in_assets_sees_what_it_saw(self, shipped):
-        """Catches another encoder than the one that was trained: a lost branch, another sign or activation."""
+        """Catches another encoder than the one that was trained: a lost branch, another sign."""
         pixels = torch.outer(torch.arange(64), torch.arange(64)).remainder(251).byte().expand(3, 64, 64)
         with torch.no_grad():
             z = shipped.encode(pixels)
@@ -537,7 +537,8 @@ class TestData:
         seen = []
         data = counting_data(column="state")
         data["state"] = data["state"].astype(np.float64)
-        render = lambda states, size: seen.append((states, size)) or torch.zeros(8, 3, 9, 9, dtype=torch.uint8)
+        drawn = torch.zeros(8, 3, 9, 9, dtype=torch.uint8)
+        render = lambda states, size: seen.append((states, size)) or drawn
         pixels, _ = lewm.get_batch(tiny_model(**COUNTING), data, np.array([2, 50]), render)
         (states, size), = seen
         assert states.dtype == torch.float32 and size == 8 and pixels.shape == (2, 4, 3, 8, 8)
