@@ -63,8 +63,8 @@ def make_arm():
     return arm
 
 def view(arm, centre, azimuth, elevation, height, width):
-    """What is around `centre` (3,), seen from there (degrees). height: of the view in m, SIZE / 2 px; width: in
-    px, by squeezing. -> float (SIZE/2,width,3)."""
+    """What is around `centre` (3,), seen from there (degrees), `height` m high. -> float (SIZE/2,width,3), in
+    px: squeezed, if `width` is below SIZE."""
     arm.model.vis.global_.fovy = height
     arm.eye.lookat[:] = centre
     arm.eye.azimuth = azimuth
