@@ -163,6 +163,8 @@ def shipped():
     try:
         model, _ = lewm.load_checkpoint(HERE / "assets/nano.pt")
     except ValueError as error:
+        if Path(lewm.__file__) == HERE / "lewm.py":
+            raise
         pytest.skip(str(error))
     return model
 
@@ -1823,8 +1825,9 @@ class TestPushTProblems:
         assert np.allclose(goals, [[300, 200, 256, 300, 1.5 * np.pi, 0, 0]])
         assert np.allclose(starts, [[400, 380, 230, 260, np.pi / 4, 0, 0]]) and actions.shape == (1, 0, 2)
         assert pusht.clear(pusht.own_pair("300,200,256,300,45")[0]).all()
-        for text, words in {"1,2": "is not x,y", "a,b,c,d,e": "is not x,y", "256,330,256,300,0": "on the T",
-                            "600,1,256,300,0": "between 0 and 512", "9,9,256,300,nan": "not 7"}.items():
+        wrong = {"1,2": "is not x,y", "a,b,c,d,e": "is not x,y", "256,330,256,300,0": "on the T",
+                 "600,1,256,300,0": "between 0 and 512", "9,9,256,300,nan": "not 7 finite"}
+        for text, words in wrong.items():
             with pytest.raises(ValueError, match=words):
                 pusht.own_pair(text)
 

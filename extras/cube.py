@@ -29,19 +29,14 @@ BLOCKS = 40         # blocks in a recorded episode
 AHEAD = 5           # blocks from start to goal
 NEAR = 0.04         # m, between the cube's centre and the goal's
 CUBE = slice(14, 17)    # the numbers of a state that are the cube's centre, m
-EDGE = (1, 1), (1, 1), (0, 0)    # around each picture of a film
 
-def make_arm():
-    """-> the simulator, with OGBench's script. All environments share it: each puts its own state there."""
-    try:
-        import mujoco
-        from ogbench.manipspace.envs.cube_env import CubeEnv
-        from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
-        arm = CubeEnv("single", mode="data_collection", terminate_at_goal=False, visualize_info=False,
-                      width=FINE * SIZE, height=FINE * SIZE // 2)
-        arm.reset(seed=0)
-    except (ImportError, RuntimeError) as error:        # of the second kind where MUJOCO_GL is not valid
-        raise ValueError(f"this world needs one more package: pip install ogbench ({error})") from error
+def simulator():
+    import mujoco
+    from ogbench.manipspace.envs.cube_env import CubeEnv
+    from ogbench.manipspace.oracles.markov.cube_markov import CubeMarkovOracle
+    arm = CubeEnv("single", mode="data_collection", terminate_at_goal=False, visualize_info=False,
+                  width=FINE * SIZE, height=FINE * SIZE // 2)
+    arm.reset(seed=0)
     arm.script = CubeMarkovOracle(env=arm)
     model = arm.model
     model.vis.quality.offsamples = 0
@@ -56,8 +51,15 @@ def make_arm():
     model.vis.global_.orthographic = True                               # no perspective
     arm.eye = mujoco.MjvCamera()
     mujoco.mjv_defaultFreeCamera(model, arm.eye)
+    return arm
+
+def make_arm():
+    """-> the simulator, with OGBench's script. All environments share it: each puts its own state there."""
     try:
+        arm = simulator()
         picture(arm)
+    except ImportError as error:
+        raise ValueError(f"this world needs one more package: pip install ogbench ({error})") from error
     except Exception as error:                          # of many kinds, by platform
         raise ValueError(f"MuJoCo cannot draw here: begin with MUJOCO_GL=egl or osmesa ({error})") from error
     return arm
@@ -120,11 +122,11 @@ def film(path, environments, goals):
         env.render()                                                    # the end, which nobody looked at
     images = []
     for t in range(max(len(env.frames) for env in environments[:6])):
-        columns = []
+        row = []
         for env, goal in zip(environments[:6], goals):
             pair = [env.frames[min(t, len(env.frames) - 1)], goal]
-            columns.append(np.vstack([np.pad(x, EDGE, constant_values=128) for x in pair]))
-        image = Image.fromarray(np.hstack(columns))
+            row.append(np.vstack([np.pad(x, ((1, 1), (1, 1), (0, 0)), constant_values=128) for x in pair]))
+        image = Image.fromarray(np.hstack(row))
         images.append(image.resize((2 * image.width, 2 * image.height)))
     path.parent.mkdir(parents=True, exist_ok=True)
     images[0].save(path, save_all=True, append_images=images[1:], duration=300, loop=0)
@@ -169,6 +171,7 @@ def main(episodes=600, steps=6000, pairs=300, out=None):
     starts = np.arange(len(states)).reshape(-1, BLOCKS)[:, :-AHEAD].ravel()
     starts = np.random.default_rng(2).permutation(starts)[:pairs]
     goals = states[starts + AHEAD, CUBE]
+    goal_pictures = pixels[starts + AHEAD]
     moved = np.linalg.norm(goals - states[starts, CUBE], axis=1) >= NEAR
     random = np.random.default_rng(3).uniform(-1, 1, (pairs, 2 * AHEAD, 5 * SKIP))
     policies = {
@@ -183,11 +186,11 @@ def main(episodes=600, steps=6000, pairs=300, out=None):
     for name, policy in policies.items():
         if isinstance(policy, dict):
             model.cfg = dataclasses.replace(cfg, **policy)
-            policy = lewm.Planner(model, pixels[starts + AHEAD])
+            policy = lewm.Planner(model, goal_pictures)
         environments = [Cube(arm, states[start], goal) for start, goal in zip(starts, goals)]
         _, won[name] = lewm.play(environments, policy, 2 * AHEAD, name)
         if out and len(won) == 1:                                       # the first policy
-            film(Path(out, "plan.gif"), environments, pixels[starts + AHEAD])
+            film(Path(out, "plan.gif"), environments, goal_pictures)
         for kind, wins in (("all", won[name]), ("moved", won[name][moved])):
             low, high = lewm.wilson(wins.sum(), len(wins))
             print(f"{name:17}{kind:6}{wins.mean():6.1%} of {len(wins)} ({low:.0%} to {high:.0%})", flush=True)

@@ -27,7 +27,6 @@ LENGTH = 20                     # blocks in a recorded episode
 START, GOAL = 5, 10             # the blocks of an episode at which a held-out pair starts and ends
 BUDGET = 10                     # blocks allowed
 RULES = 0.05, 0.15              # rad: the authors' rule, and an easier one
-EDGE = (1, 1), (1, 1), (0, 0)   # around each picture of a film
 
 XML = """<mujoco>
   <option timestep="0.02"> <flag contact="disable"/> </option>
@@ -87,11 +86,11 @@ def film(path, environments, goals):
         env.render()                                                    # the end, which nobody looked at
     images = []
     for t in range(max(len(env.frames) for env in environments[:6])):
-        columns = []
+        row = []
         for env, goal in zip(environments[:6], goals):
             pair = [env.frames[min(t, len(env.frames) - 1)], goal]
-            columns.append(np.vstack([np.pad(x, EDGE, constant_values=128) for x in pair]))
-        image = Image.fromarray(np.hstack(columns))
+            row.append(np.vstack([np.pad(x, ((1, 1), (1, 1), (0, 0)), constant_values=128) for x in pair]))
+        image = Image.fromarray(np.hstack(row))
         images.append(image.resize((2 * image.width, 2 * image.height)))
     path.parent.mkdir(parents=True, exist_ok=True)
     images[0].save(path, save_all=True, append_images=images[1:], duration=300, loop=0)

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import functools
 import importlib
+import inspect
 import json
 import math
 import os
@@ -690,6 +691,8 @@ class TestOtherWorlds:
             def render(self):
                 self.frames.append(np.full((64, 64, 3), 240, np.uint8))
 
+        same = inspect.getsource(world.film) == inspect.getsource(tworoom.film)
+        assert same, "each world must run alone, so there are three copies"
         goals = [np.full((64, 64, 3), grey, np.uint8) for grey in (50, 100)]
         world.film(tmp_path / "new" / "plan.gif", [Frames([10]), Frames([20, 30])], goals)
         seen = []

@@ -21,7 +21,6 @@ SIZE = 64           # px, side of a picture; a place is (x, y) in a square of si
 SPEED = 0.1         # the longest step
 NEAR = 0.07         # the goal is reached at this distance
 DOOR = 0.12         # half the width of the door
-EDGE = (1, 1), (1, 1), (0, 0)  # around each picture of a film
 
 def move(xy, action):
     """Places and actions (n,2) -> next places (n,2), at most SPEED away. The dot slides along walls."""
@@ -70,11 +69,11 @@ def film(path, environments, goals):
         env.render()                                                    # the end, which nobody looked at
     images = []
     for t in range(max(len(env.frames) for env in environments[:6])):
-        columns = []
+        row = []
         for env, goal in zip(environments[:6], goals):
             pair = [env.frames[min(t, len(env.frames) - 1)], goal]
-            columns.append(np.vstack([np.pad(x, EDGE, constant_values=128) for x in pair]))
-        image = Image.fromarray(np.hstack(columns))
+            row.append(np.vstack([np.pad(x, ((1, 1), (1, 1), (0, 0)), constant_values=128) for x in pair]))
+        image = Image.fromarray(np.hstack(row))
         images.append(image.resize((2 * image.width, 2 * image.height)))
     path.parent.mkdir(parents=True, exist_ok=True)
     images[0].save(path, save_all=True, append_images=images[1:], duration=300, loop=0)
@@ -118,6 +117,7 @@ def main(walks=2000, steps=1200, pairs=100, embed_dim=2, seed=0, out=None):
     far = abs(places[:, 19, 0] - places[:, 29, 0]) > 0.4                # a room is 0.37 wide
     starts = places[far, 19][:pairs]
     goals = places[far, 29][:pairs]
+    goal_pictures = pictures(goals)
     recorded = actions[far, 19:29][:pairs]
     random = np.random.default_rng(2).uniform(-1, 1, (pairs, 20, 2))
     cfg = model.cfg
@@ -133,11 +133,11 @@ def main(walks=2000, steps=1200, pairs=100, embed_dim=2, seed=0, out=None):
     for name, policy in policies.items():
         if isinstance(policy, dict):
             model.cfg = dataclasses.replace(cfg, **policy)
-            policy = lewm.Planner(model, pictures(goals))
+            policy = lewm.Planner(model, goal_pictures)
         environments = [TwoRoom(start, goal) for start, goal in zip(starts, goals)]
         _, won[name] = lewm.play(environments, policy, budget=20)
         if out and len(won) == 1:                                       # the first policy
-            film(Path(out, "plan.gif"), environments, pictures(goals))
+            film(Path(out, "plan.gif"), environments, goal_pictures)
         low, high = lewm.wilson(won[name].sum(), len(starts))
         print(f"{name:17}{won[name].mean():6.0%}   (95 % interval: {low:.0%} to {high:.0%})", flush=True)
     return won
